@@ -1,0 +1,112 @@
+"""Click's complaints about a command line, in the four-part form of ``deltaw.errors``."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+
+import click
+
+from deltaw.cli._group import VERBS
+from deltaw.errors import ConfigError, nearest
+
+__all__ = ["explain"]
+
+
+def explain(error: click.UsageError, words: Sequence[str]) -> ConfigError:
+    """Turn one usage error into ours.
+
+    Args:
+        error: what click raised.
+        words: the command line after the program's name.
+
+    Returns:
+        The error to raise instead; its exit code is 2.
+    """
+    context = error.ctx
+    where = context.command_path if context is not None else "deltaw"
+    typed = shlex.join(["deltaw", *words])
+    if isinstance(error, click.NoSuchOption):
+        return _unknown_option(error, where, typed)
+    if context is not None and isinstance(context.command, click.Group):
+        # Not a class of its own before click 8.2; the message has always quoted the name.
+        unknown = re.match(r"No such command '(.*)'", error.message)
+        return _unknown_verb(context, unknown.group(1) if unknown else "", where, typed)
+    if isinstance(error, click.MissingParameter):
+        return _missing(error, where, typed)
+    if isinstance(error, click.BadParameter):
+        return ConfigError(
+            f"an option of {where!r} has a value it cannot take",
+            where=_name(error.param, error.param_hint),
+            got=error.message.rstrip("."),
+            expected=_kind(error.param),
+            hint=f"see {where} --help",
+        )
+    return ConfigError(
+        f"the command line of {where!r} cannot be read",
+        where=where,
+        got=f"{typed} ({error.format_message().rstrip('.')})",
+        expected=_usage(context),
+        hint=f"see {where} --help",
+    )
+
+
+def _unknown_option(error: click.NoSuchOption, where: str, typed: str) -> ConfigError:
+    known = _options(error.ctx)
+    close = nearest(error.option_name, known)
+    return ConfigError(
+        f"{where!r} has no option {error.option_name!r}",
+        where=where,
+        got=typed,
+        expected=f"one of its {len(known)} options; closest: {close}",
+        hint=f"did you mean {close.partition(',')[0]}? See {where} --help",
+    )
+
+
+def _unknown_verb(context: click.Context, tried: str, where: str, typed: str) -> ConfigError:
+    assert isinstance(context.command, click.Group)
+    known = context.command.list_commands(context)
+    return ConfigError(
+        f"{where!r} has no command {tried!r}" if tried else f"{where!r} needs a command",
+        where=where,
+        got=typed,
+        expected=f"one of {', '.join(known)}",
+        hint=f"did you mean {nearest(tried, known, 1)}? See {where} --help" if tried else f"see {where} --help",
+    )
+
+
+def _missing(error: click.MissingParameter, where: str, typed: str) -> ConfigError:
+    name = _name(error.param, error.param_hint)
+    return ConfigError(
+        f"{where!r} needs {name}",
+        where=where,
+        got=typed,
+        expected=_usage(error.ctx),
+        hint=f"add {name}; see {where} --help",
+    )
+
+
+def _options(context: click.Context | None) -> list[str]:
+    if context is None:
+        return list(VERBS)
+    names = {name for param in context.command.get_params(context) for name in (*param.opts, *param.secondary_opts)}
+    return sorted(name for name in names if name.startswith("--"))
+
+
+def _usage(context: click.Context | None) -> str:
+    return context.get_usage().removeprefix("Usage: ") if context is not None else "deltaw VERB [OPTIONS]"
+
+
+def _name(param: click.Parameter | None, hint: Sequence[str] | str | None) -> str:
+    if param is not None:
+        return param.human_readable_name if isinstance(param, click.Argument) else param.opts[-1]
+    return hint if isinstance(hint, str) else " / ".join(hint or ["a parameter"])
+
+
+def _kind(param: click.Parameter | None) -> str:
+    if param is None:
+        return "a value of its type"
+    if isinstance(param.type, click.Choice):
+        return f"one of {', '.join(map(str, param.type.choices))}"
+    return str(param.type.name)
