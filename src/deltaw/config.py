@@ -1,0 +1,173 @@
+"""LoRAConfig: what to adapt and how, frozen and validated when it is made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from deltaw.errors import ConfigError, nearest
+
+__all__ = ["LoRAConfig", "Pattern"]
+
+Pattern: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
+"""One target: a string of the pattern language, a module type, or a predicate ``(path, module) -> bool``."""
+
+_BIAS = ("none", "all", "lora_only")
+_TIES = ("refuse", "share", "separate")
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    """One pattern or several; a lone string is one pattern, not its letters."""
+    if value is None:
+        return ()
+    if isinstance(value, str | type) or callable(value):
+        return (value,)
+    return tuple(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Which modules get a low-rank update, of what rank and strength, and what else is trained.
+
+    ``targets``, ``exclude``, ``train_also`` and the keys of ``rank_pattern`` and ``alpha_pattern`` speak one pattern
+    language: a plain name is a dotted suffix (``q_proj``, ``attn.c_attn``); ``*`` and ``?`` make it a glob, in which
+    ``*`` also crosses dots; ``re:...`` is a regular expression for the whole path; ``all-linear`` is every linear
+    layer but the output head; a type or a predicate ``(path, module) -> bool`` works too (not in pattern keys). A
+    target may name slices of a fused projection, ``c_attn[q,v]``, or rows of it, ``qkv[0:64]``.
+
+    Args:
+        targets: what to adapt; every pattern must match.
+        rank: inner dimension R; 0 attaches no low-rank term.
+        alpha: numerator of the scaling.
+        dropout: probability in [0, 1) of dropping entries of the term's input while training.
+        rank_stabilized: scale by alpha / sqrt(rank) instead of alpha / rank.
+        init: name of an initialization in ``deltaw.initialize.INITIALIZATIONS``.
+        exclude: patterns taken out of the targets; each must take out something.
+        layers: block indices to adapt: integers, or a string such as ``"0-3,7"`` or ``"last:4"``; None means all.
+        rank_pattern: rank of the modules (or slices) that a pattern matches; the first match wins.
+        alpha_pattern: alpha likewise.
+        bias: which base biases train beside: ``none``, ``all``, or ``lora_only`` (those of adapted modules).
+        train_also: modules trained in full, as copies that belong to the adapter.
+        ties: what to do when a target's weight is shared with another module: ``refuse``, ``share`` one update on
+            all its users, or adapt the users ``separate``-ly (such an adapter cannot be merged).
+        seed: seed of the initialization and of the adapter's dropout; None takes ``torch.initial_seed()``.
+
+    Raises:
+        ConfigError: if a value is out of range or contradicts another.
+
+    Example:
+        >>> LoRAConfig(rank=8, alpha=16, targets=["q_proj", "v_proj"]).targets
+        ('q_proj', 'v_proj')
+    """
+
+    targets: Sequence[Pattern] | Pattern = ("all-linear",)
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    rank_stabilized: bool = False
+    init: str = "kaiming"
+    exclude: Sequence[Pattern] | Pattern = ()
+    layers: Sequence[int] | str | None = None
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    bias: str = "none"
+    train_also: Sequence[Pattern] | Pattern = ()
+    ties: str = "refuse"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        """Normalize sequences to tuples, then validate."""
+        for name in ("targets", "exclude", "train_also"):
+            object.__setattr__(self, name, _as_tuple(getattr(self, name)))
+        object.__setattr__(self, "rank_pattern", dict(self.rank_pattern))
+        object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
+        if self.layers is not None and not isinstance(self.layers, str):
+            object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, int) else tuple(self.layers))
+        self._check_ranks()
+        self._check_numbers()
+        self._check_choice("bias", self.bias, _BIAS)
+        self._check_choice("ties", self.ties, _TIES)
+        from deltaw.initialize import INITIALIZATIONS
+
+        self._check_choice("init", self.init, tuple(INITIALIZATIONS))
+        if not self.targets and not self.train_also and self.bias != "all":
+            raise ConfigError(
+                "nothing to adapt",
+                where="LoRAConfig.targets",
+                got="no target, no train_also, bias='none'",
+                expected="at least one pattern",
+                hint='use targets="all-linear".',
+            )
+
+    def _check_ranks(self) -> None:
+        for where, rank in (("rank", self.rank), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())):
+            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+                raise ConfigError(
+                    "a rank is a whole number",
+                    where=f"LoRAConfig.{where}",
+                    got=repr(rank),
+                    expected="an integer >= 0",
+                    hint="common ranks are 4 to 64.",
+                )
+
+    def _check_numbers(self) -> None:
+        alphas = (("alpha", self.alpha), *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items()))
+        for where, alpha in alphas:
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha == 0:
+                raise ConfigError(
+                    "alpha must be a finite number other than zero",
+                    where=f"LoRAConfig.{where}",
+                    got=repr(alpha),
+                    expected="a number such as 16",
+                    hint="alpha / rank is the factor on the update.",
+                )
+        if isinstance(self.dropout, bool) or not isinstance(self.dropout, int | float) or not 0 <= self.dropout < 1:
+            raise ConfigError(
+                "dropout is a probability",
+                where="LoRAConfig.dropout",
+                got=repr(self.dropout),
+                expected="a number in [0, 1)",
+                hint="use 0 for no dropout; 0.05 to 0.1 are common.",
+            )
+
+    @staticmethod
+    def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+        if value not in choices:
+            raise ConfigError(
+                f"unknown value of {name}",
+                where=f"LoRAConfig.{name}",
+                got=repr(value),
+                expected=" or ".join(map(repr, choices)),
+                hint=f"nearest: {nearest(str(value), choices, 1)}.",
+            )
+
+    def replace(self, **changes: Any) -> LoRAConfig:
+        """Copy with some fields changed.
+
+        Args:
+            **changes: field names and new values.
+
+        Returns:
+            A new, validated configuration.
+
+        Raises:
+            ConfigError: if a field does not exist.
+
+        Example:
+            >>> LoRAConfig().replace(rank=4).rank
+            4
+        """
+        unknown = sorted(set(changes) - {f.name for f in fields(self)})
+        if unknown:
+            raise ConfigError(
+                "unknown field",
+                where="LoRAConfig",
+                got=", ".join(unknown),
+                expected=", ".join(f.name for f in fields(self)),
+                hint=f"nearest: {nearest(unknown[0], [f.name for f in fields(self)], 1)}.",
+            )
+        return replace(self, **changes)

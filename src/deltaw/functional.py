@@ -1,0 +1,198 @@
+"""LoRA as a handful of pure functions: the page to read first.
+
+A frozen weight W of a linear map y = W x gets a low-rank update (Hu et al. 2021, arXiv:2106.09685, eq. 3)::
+
+    h = W x + scaling * B (A x)            A: (R, I)   B: (O, R)   W: (O, I)
+
+Only A and B are trained. B (or, for an embedding, A) starts at zero, so the first output is the base's own. Merging
+adds ``scaling * B A`` to W once and for all; the model is then as fast as it was.
+
+Shape legend: N rows (any leading axes), I input features, O output features, R rank. An embedding is the same map
+with one-hot inputs: I is the vocabulary, O the embedding size, and its table is stored as (I, O).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltaw.errors import ConfigError
+
+__all__ = ["add_term", "compute_dtype", "delta_weight", "drop", "embed_down", "linear_down", "merge_weight", "scaling_of"]
+
+
+def scaling_of(rank: int, alpha: float, rank_stabilized: bool = False) -> float:
+    """Factor on the low-rank term: alpha / rank, or alpha / sqrt(rank) when rank-stabilized.
+
+    Args:
+        rank: inner dimension R, at least 1.
+        alpha: numerator, no unit.
+        rank_stabilized: divide by sqrt(rank) instead (Kalajdzievski 2023, arXiv:2312.03732).
+
+    Returns:
+        The scaling, no unit.
+
+    Raises:
+        ConfigError: if rank is below 1.
+
+    Source:
+        arXiv:2106.09685, section 4.1.
+
+    Example:
+        >>> scaling_of(8, 16.0), scaling_of(16, 16.0, rank_stabilized=True)
+        (2.0, 4.0)
+    """
+    if rank < 1:
+        raise ConfigError(
+            "a scaling needs a rank of at least 1",
+            where="rank",
+            got=str(rank),
+            expected="an integer >= 1",
+            hint="use rank=0 only to attach nothing.",
+        )
+    return alpha / math.sqrt(rank) if rank_stabilized else alpha / rank
+
+
+def linear_down(x: Tensor, lora_A: Tensor) -> Tensor:
+    """First half of the term: x A^T, in the dtype of ``x``.
+
+    The factor is cast, never the activation: A is small, x is not.
+
+    Args:
+        x: input, shape (..., I), floating.
+        lora_A: down projection, shape (R, I).
+
+    Returns:
+        Tensor of shape (..., R), dtype of ``x`` (or autocast's).
+
+    Example:
+        >>> linear_down(torch.ones(2, 4), torch.ones(1, 4)).tolist()
+        [[4.0], [4.0]]
+    """
+    return F.linear(x, lora_A.to(x.dtype))
+
+
+def embed_down(ids: Tensor, lora_A: Tensor, padding_idx: int | None, scale_grad_by_freq: bool, dtype: torch.dtype) -> Tensor:
+    """First half of the term for an embedding: columns of A picked by token.
+
+    Args:
+        ids: token ids, any shape, integer.
+        lora_A: down projection, shape (R, I) with I the vocabulary.
+        padding_idx: the id whose column never gets a gradient, or None.
+        scale_grad_by_freq: divide gradients by the token's count in the batch, as the base does.
+        dtype: of the result.
+
+    Returns:
+        Tensor of shape (*ids.shape, R).
+
+    Example:
+        >>> embed_down(torch.tensor([1]), torch.tensor([[5.0, 7.0]]), None, False, torch.float32).tolist()
+        [[7.0]]
+    """
+    return F.embedding(ids, lora_A.t(), padding_idx, scale_grad_by_freq=scale_grad_by_freq).to(dtype)
+
+
+def add_term(out: Tensor, h: Tensor, lora_B: Tensor, scaling: float, rows: Tensor | None = None) -> Tensor:
+    """Second half: out + scaling * h B^T, on all output features or on some of them.
+
+    Args:
+        out: the base's output, shape (..., O).
+        h: what ``linear_down`` or ``embed_down`` returned, shape (..., R).
+        lora_B: up projection, shape (O, R), or (len(rows), R) with ``rows``.
+        scaling: factor on the term.
+        rows: int64 indices of the output features that B speaks of; None means all.
+
+    Returns:
+        Tensor of shape (..., O), dtype of ``out``.
+
+    Source:
+        arXiv:2106.09685, eq. 3.
+
+    Example:
+        >>> add_term(torch.zeros(1, 2), torch.ones(1, 1), torch.tensor([[3.0]]), 0.5, torch.tensor([1])).tolist()
+        [[0.0, 1.5]]
+    """
+    term = F.linear(h, lora_B.to(h.dtype)).to(out.dtype)
+    if rows is None:
+        return out.add(term, alpha=scaling)
+    return out.index_add(-1, rows, term, alpha=scaling)
+
+
+def drop(x: Tensor, probability: float, seed: int) -> Tensor:
+    """Inverted dropout whose mask depends on ``seed`` alone, so that it can be drawn again.
+
+    Args:
+        x: any shape, floating.
+        probability: share of entries set to zero, in [0, 1).
+        seed: seed of the mask; the global generators are not touched.
+
+    Returns:
+        Tensor like ``x``; kept entries are divided by (1 - probability).
+
+    Example:
+        >>> x = torch.ones(1000)
+        >>> bool(torch.equal(drop(x, 0.5, 3), drop(x, 0.5, 3))), set(drop(x, 0.5, 3).tolist()) == {0.0, 2.0}
+        (True, True)
+    """
+    generator = torch.Generator(x.device).manual_seed(seed)
+    keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - probability, generator=generator)
+    return x * keep * (1 / (1 - probability))
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype in which weights of ``dtype`` are merged: at least fp32.
+
+    Args:
+        dtype: dtype of the stored weight.
+
+    Returns:
+        float64 for float64, float32 for everything else.
+
+    Example:
+        >>> compute_dtype(torch.bfloat16)
+        torch.float32
+    """
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def delta_weight(lora_A: Tensor, lora_B: Tensor, scaling: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The update as a dense matrix, scaling * B A. Needed to merge, never to run.
+
+    Args:
+        lora_A: shape (R, I).
+        lora_B: shape (O, R).
+        scaling: factor.
+        dtype: of the computation and the result.
+
+    Returns:
+        Tensor of shape (O, I).
+
+    Source:
+        arXiv:2106.09685, eq. 3.
+
+    Example:
+        >>> delta_weight(torch.ones(1, 2), torch.tensor([[1.0], [2.0]]), 2.0).tolist()
+        [[2.0, 2.0], [4.0, 4.0]]
+    """
+    return (lora_B.to(dtype) @ lora_A.to(dtype)) * scaling
+
+
+def merge_weight(weight: Tensor, delta: Tensor) -> Tensor:
+    """W + delta, added in at least fp32 and rounded once to the dtype of W.
+
+    Args:
+        weight: the base weight, any shape, floating.
+        delta: the update in the weight's own layout, fp32 or wider.
+
+    Returns:
+        A new tensor like ``weight``.
+
+    Example:
+        >>> merge_weight(torch.ones(1, dtype=torch.bfloat16), torch.tensor([0.25]))
+        tensor([1.2500], dtype=torch.bfloat16)
+    """
+    wide = compute_dtype(weight.dtype)
+    return (weight.to(wide) + delta.to(wide)).to(weight.dtype)

@@ -1,0 +1,91 @@
+"""The base model's own modules, seen through compilation, wrappers and adapters that are already there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from deltaw.errors import ModelError
+
+__all__ = ["CONTAINER", "base_modules", "parent_of", "require_model", "unwrap"]
+
+CONTAINER = "lora"
+"""Name of the child that holds a module's adapters."""
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The user's model inside ``torch.compile`` and data-parallel wrappers.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The innermost model; ``model`` itself where nothing wraps it.
+    """
+    while True:
+        inner = model._modules.get("_orig_mod")
+        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+            inner = model._modules.get("module")
+        if inner is None:
+            return model
+        model = inner
+
+
+def require_model(model: object) -> nn.Module:
+    """Refuse anything but a module.
+
+    Args:
+        model: what a user passed.
+
+    Returns:
+        The model, unwrapped.
+
+    Raises:
+        ModelError: if it is not an ``nn.Module``, or a scripted one.
+    """
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "this is not a model that can be adapted",
+            where="argument 'model'",
+            got=type(model).__name__,
+            expected="a torch.nn.Module, not scripted",
+            hint="pass the model object itself.",
+        )
+    return unwrap(model)
+
+
+def base_modules(model: nn.Module, prefix: str = "", seen: dict[int, list[str]] | None = None) -> Iterator[tuple[str, nn.Module]]:
+    """Walk the base's modules once each, leaving out adapters.
+
+    Args:
+        model: where to start.
+        prefix: path of ``model``.
+        seen: filled with id(module) -> all its paths, where given.
+
+    Yields:
+        (path, module), parents first.
+    """
+    seen = {} if seen is None else seen
+    paths = seen.setdefault(id(model), [])
+    paths.append(prefix)
+    if len(paths) > 1:
+        return
+    yield prefix, model
+    for name, child in model._modules.items():
+        if child is not None and not getattr(child, "_deltaw_container", False):
+            yield from base_modules(child, f"{prefix}.{name}" if prefix else name, seen)
+
+
+def parent_of(model: nn.Module, path: str) -> nn.Module | None:
+    """The module that holds another.
+
+    Args:
+        model: the root.
+        path: path of the child.
+
+    Returns:
+        The parent, or None for the root itself.
+    """
+    return model.get_submodule(path.rpartition(".")[0]) if path else None
