@@ -10,6 +10,7 @@ from torch import nn
 
 from deltaw.errors import ConfigError, ModelError, nearest
 from deltaw.presets import PRESETS
+from deltaw.train.model import base_config
 
 __all__ = ["TASKS", "meta_model", "shape_config"]
 
@@ -31,20 +32,21 @@ def shape_config(source: str, *, labels: int | None = None) -> Any:
     """
     from transformers import AutoConfig
 
-    extra = {} if labels is None else {"num_labels": labels}
     if source in PRESETS and not Path(source).is_dir():
         values = dict(PRESETS[source].config)
-        return AutoConfig.for_model(values.pop("model_type"), **values, **extra)
-    try:
-        return AutoConfig.from_pretrained(source, **extra)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            "no model shape of that name can be read",
-            where=source,
-            got=(str(error).strip().splitlines() or [type(error).__name__])[0][:200],
-            expected=f"a preset ({', '.join(PRESETS)}), a directory with a config.json, or a hub name",
-            hint=f"closest preset: {nearest(source, PRESETS, 2)}",
-        ) from None
+        config = AutoConfig.for_model(values.pop("model_type"), **values)
+    else:
+        try:
+            config = base_config(source)
+        except ModelError as error:
+            close = nearest(source, PRESETS, 2)
+            hint = f"{error.hint}; presets that need no files: {close}, ..."
+            raise ModelError(
+                error.what, where=error.where, got=error.got, expected=f"{error.expected}, or a preset", hint=hint
+            ) from None
+    if labels is not None:
+        config.num_labels = labels
+    return config
 
 
 def meta_model(source: str, *, task: str = "auto", labels: int | None = None, dtype: torch.dtype | None = None) -> Any:
