@@ -1,5 +1,131 @@
-"""LoRA for PyTorch: attach a low-rank update to any model, train it, prove what it does, then merge or export it."""
+"""LoRA for PyTorch: attach a low-rank update to any model, train it, prove what it does, then merge or export it.
+
+The names load on first use, so that ``import deltaw`` costs nothing and the command line starts without torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
 
 from deltaw.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from deltaw.adapter import Adapter
+    from deltaw.attach import (
+        AttachReport,
+        DetachReport,
+        activate,
+        active,
+        attach,
+        attached,
+        detach,
+        disabled,
+        draws,
+        freeze,
+        set_draws,
+        trainable,
+        unfreeze,
+    )
+    from deltaw.check import CheckReport, Problem, check
+    from deltaw.checkpoint import LoadReport, SaveReport, load, save
+    from deltaw.config import LoRAConfig
+    from deltaw.errors import DeltawError
+    from deltaw.merge import MergeReport, UnmergeReport, merge, unmerge
+    from deltaw.sites import Plan, Site
+    from deltaw.targets import plan
+
+_HOME = {
+    "Adapter": "adapter",
+    "AttachReport": "attach",
+    "CheckReport": "check",
+    "DeltawError": "errors",
+    "DetachReport": "attach",
+    "LoRAConfig": "config",
+    "LoadReport": "checkpoint",
+    "MergeReport": "merge",
+    "Plan": "sites",
+    "Problem": "check",
+    "SaveReport": "checkpoint",
+    "Site": "sites",
+    "UnmergeReport": "merge",
+    "activate": "attach",
+    "active": "attach",
+    "attach": "attach",
+    "attached": "attach",
+    "check": "check",
+    "detach": "attach",
+    "disabled": "attach",
+    "draws": "attach",
+    "freeze": "attach",
+    "load": "checkpoint",
+    "merge": "merge",
+    "plan": "targets",
+    "save": "checkpoint",
+    "set_draws": "attach",
+    "trainable": "attach",
+    "unfreeze": "attach",
+    "unmerge": "merge",
+}
+
+__all__ = [
+    "Adapter",
+    "AttachReport",
+    "CheckReport",
+    "DeltawError",
+    "DetachReport",
+    "LoRAConfig",
+    "LoadReport",
+    "MergeReport",
+    "Plan",
+    "Problem",
+    "SaveReport",
+    "Site",
+    "UnmergeReport",
+    "__version__",
+    "activate",
+    "active",
+    "attach",
+    "attached",
+    "check",
+    "detach",
+    "disabled",
+    "draws",
+    "freeze",
+    "load",
+    "merge",
+    "plan",
+    "save",
+    "set_draws",
+    "trainable",
+    "unfreeze",
+    "unmerge",
+]
+
+
+class _Package(types.ModuleType):
+    """The package, where a verb wins over the submodule of the same name (``attach``, ``merge``, ``check``)."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Ignore the import system's binding of a submodule that would hide a verb."""
+        if not (name in _HOME and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'deltaw' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"deltaw.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names."""
+    return sorted(__all__)

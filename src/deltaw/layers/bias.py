@@ -45,7 +45,8 @@ def add_bias(module: nn.Module, out: Tensor, bias: Tensor) -> Tensor:
     assert isinstance(base, Tensor)
     shift = (bias - base.detach()).to(out.dtype)
     if channel_dim(module) == 1:
-        # an unbatched input has one axis less; the channel axis then comes first
-        spatial = {3: 1, 4: 2, 5: 3}[module.weight.dim()] if isinstance(module, _CHANNEL_SECOND[0]) else out.dim() - 2
+        # an unbatched input of a convolution has one axis less; its channels then come first
+        convolution = isinstance(module, nn.modules.conv._ConvNd)
+        spatial = module.weight.dim() - 2 if convolution else out.dim() - 2
         shift = shift.reshape(-1, *([1] * spatial))
     return out + shift

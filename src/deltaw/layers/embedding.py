@@ -24,7 +24,10 @@ def _down(module: Any, ids: Tensor, lora_A: Tensor, dtype: torch.dtype) -> Tenso
             expected="the number of rows at attach",
             hint="detach, resize, then attach again.",
         )
-    return embed_down(ids, lora_A, module.padding_idx, module.scale_grad_by_freq, dtype)
+    h = embed_down(ids, lora_A, module.padding_idx, module.scale_grad_by_freq, dtype)
+    # some models scale what they look up (Gemma, BART): the update is part of the table, so it is scaled too
+    scale = getattr(module, "embed_scale", None)
+    return h if scale is None else h * scale
 
 
 def _bounded(module: Any, rows: Tensor) -> Tensor:
@@ -36,8 +39,10 @@ def _bounded(module: Any, rows: Tensor) -> Tensor:
     return rows * factor.detach()
 
 
-def _plain(module: Any, ids: Tensor) -> Tensor:
-    """Rows of the base table under max_norm; torch's own forward would renormalize the table in place."""
+def _plain(module: Any, ids: Tensor) -> Tensor | None:
+    """Rows of a base table under max_norm; torch's own forward would renormalize the table in place."""
+    if module.max_norm is None:
+        return None
     return _bounded(module, F.embedding(ids, module.weight, module.padding_idx))
 
 

@@ -33,7 +33,8 @@ class Kind:
         sliceable: output features may be adapted in parts.
         zero: which factor starts at zero, ``"B"`` or ``"A"``.
         bounded: (module, rows) -> rows, a constraint the base puts on its looked-up weights, or None.
-        plain: (module, input) -> the base's output without that constraint and without writing to the weight.
+        plain: (module, input) -> the base's output under that constraint, without writing to the weight; None where
+            the base's own forward will do.
     """
 
     name: str
@@ -46,4 +47,4 @@ class Kind:
     sliceable: bool = True
     zero: str = "B"
     bounded: Callable[[Any, Tensor], Tensor] | None = None
-    plain: Callable[[Any, Tensor], Tensor] | None = None
+    plain: Callable[[Any, Tensor], Tensor | None] | None = None

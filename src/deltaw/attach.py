@@ -1,0 +1,471 @@
+"""The verbs that put adapters on and take them off: attach, detach, active, activate, disabled, freeze, unfreeze.
+
+Merging is in ``merge``. No verb here writes to a base weight.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from deltaw.config import LoRAConfig
+from deltaw.errors import ConfigError, StateError
+from deltaw.layer import container_of, device_of, is_lora, put_on, refuse_shadowed, take_off
+from deltaw.record import RECORD, Record, Worn, find_record, record_of
+from deltaw.reports import count
+from deltaw.sites import Plan, Site
+from deltaw.targets import plan
+from deltaw.tree import base_modules, require_model
+from deltaw.worn import BiasOnly, FullCopy, Twin, site_lora
+
+__all__ = [
+    "AttachReport", "DetachReport", "activate", "active", "attach", "attach_plan", "attached", "detach", "disabled",
+    "draws", "freeze", "set_draws", "trainable", "unfreeze",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttachReport:
+    """What ``attach`` did.
+
+    Args:
+        name: the adapter's name.
+        plan: the plan that was carried out.
+        parameters: number of trainable values added.
+    """
+
+    name: str
+    plan: Plan
+    parameters: int
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The adapted sites."""
+        return self.plan.sites
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader should know."""
+        return self.plan.notes
+
+    def __str__(self) -> str:
+        """The plan's table under a line that names the adapter."""
+        return f"attached {self.name!r} to {len(self.sites)} modules\n{self.plan}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetachReport:
+    """What ``detach`` did.
+
+    Args:
+        names: adapters taken off.
+        left: adapters still attached.
+        restored: modules whose class was given back.
+    """
+
+    names: tuple[str, ...]
+    left: tuple[str, ...]
+    restored: int
+
+    def __str__(self) -> str:
+        """One line."""
+        left = f"; still attached: {', '.join(self.left)}" if self.left else "; the base is as it was"
+        return f"detached {', '.join(self.names)}, {self.restored} modules restored{left}"
+
+
+def _refuse_name(record: Record | None, name: str) -> None:
+    reserved = not name or "." in name or hasattr(nn.Module(), name)
+    taken = record is not None and name in record.adapters
+    if reserved or taken:
+        raise StateError(
+            "this name is taken" if taken else "this cannot be the name of an adapter",
+            where=f"adapter {name!r}",
+            got=repr(name),
+            expected="a new name without a dot that is no attribute of nn.Module",
+            hint="choose another name, or detach the old adapter first." if taken else "try 'default' or 'sql'.",
+        )
+
+
+def _refuse_order(model: nn.Module, given: nn.Module) -> None:
+    """Refuse models that are already sharded or compiled: what is attached then would go unseen."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    sharded = fsdp is not None and any(isinstance(m, fsdp.FSDPModule) for _, m in base_modules(model))
+    compiled = given is not model and "_orig_mod" in given._modules
+    compiled = compiled or any(m._compiled_call_impl is not None for _, m in base_modules(model))
+    if sharded or compiled:
+        raise StateError(
+            "adapters must be attached before the model is " + ("sharded" if sharded else "compiled"),
+            where=type(given).__name__,
+            got="fully_shard was applied" if sharded else "torch.compile was applied",
+            expected="the plain model",
+            hint="order: load, attach, then " + ("fully_shard." if sharded else "compile."),
+        )
+
+
+def refuse_save_pretrained(*args: Any, **kwargs: Any) -> None:
+    """Stand in for ``save_pretrained`` of an attached model, which would lose the adapter in silence.
+
+    Args:
+        *args: as for ``save_pretrained``.
+        **kwargs: as for ``save_pretrained``.
+
+    Raises:
+        StateError: always.
+    """
+    raise StateError(
+        "save_pretrained would lose the adapter",
+        where="a model with adapters attached",
+        got=f"save_pretrained({', '.join(map(repr, args))})",
+        expected="deltaw's own verbs",
+        hint="deltaw.save(model, directory) writes the adapter; deltaw.merge(model) first writes a merged model.",
+    )
+
+
+def _recorded(config: LoRAConfig, made: Plan) -> LoRAConfig:
+    """The configuration as it can be stored: types and predicates become the paths they chose."""
+
+    def strings(patterns: Any, paths: list[str]) -> tuple[str, ...]:
+        if all(isinstance(pattern, str) for pattern in patterns):
+            return tuple(patterns)
+        return tuple(sorted(paths))
+
+    sites = [site.path + (f"[{','.join(p.name for p in site.parts)}]" if site.parts[0].name else "") for site in made.sites]
+    exclude = () if not all(isinstance(p, str) for p in config.exclude) else config.exclude  # type: ignore[union-attr]
+    also = strings(config.train_also, [path for path, _ in made.copies])
+    return config.replace(targets=strings(config.targets, sites) or ("all-linear",), exclude=exclude, train_also=also)
+
+
+def _put_sites(made: Plan, name: str, record: Record) -> None:
+    for site in made.sites:
+        container = put_on(site.path, site.module, record)
+        device = device_of(site.module)
+        entry = site_lora(site.parts, site.kind, site.in_features, made.config, site.path, device)
+        container.add_module(name, entry.train(site.module.training))
+        for path, module, kind in site.twins:
+            twin = Twin(entry, flipped=kind.transposed != site.kind.transposed)
+            put_on(path, module, record).add_module(name, twin.train(module.training))
+
+
+def _put_rest(made: Plan, name: str, record: Record) -> None:
+    for path, module in made.copies:
+        copy = FullCopy(module).train(module.training)
+        put_on(path, module, record).add_module(name, copy)
+    for path, module in made.biases:
+        container = put_on(path, module, record)
+        if name not in container._modules:
+            container.add_module(name, BiasOnly(module.bias).train(module.training))  # type: ignore[arg-type]
+        else:
+            container._modules[name].bias = BiasOnly(module.bias).bias  # type: ignore[union-attr, arg-type]
+
+
+def attach(model: nn.Module, config: LoRAConfig | None = None, name: str = "default") -> AttachReport:
+    """Put a new adapter on a model: frozen base, trainable adapter, output unchanged.
+
+    The base's parameters are frozen (their flags come back on ``detach``), the adapter is trainable and becomes the
+    active one. A refused call leaves the model as it was.
+
+    Args:
+        model: any model.
+        config: what to adapt; None means the defaults.
+        name: name of the adapter.
+
+    Returns:
+        A report that prints as a table.
+
+    Raises:
+        TargetError: if a pattern matches nothing or something that cannot be adapted.
+        TieError: if a target's weight is shared and the policy refuses it.
+        StateError: if the name is taken, or the model is merged, sharded or compiled.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> attach(net, LoRAConfig(targets=["1"], rank=2)).parameters
+        12
+    """
+    return attach_plan(model, plan(model, config), name)
+
+
+def attach_plan(
+    model: nn.Module, made: Plan, name: str = "default", *, trainable: bool = True, worn: Worn | None = None
+) -> AttachReport:
+    """Carry out a plan.
+
+    Args:
+        model: the model it was made for.
+        made: the plan.
+        name: name of the adapter.
+        trainable: whether the adapter's parameters require gradients.
+        worn: what the record keeps about the adapter; None for a new one.
+
+    Returns:
+        The report.
+
+    Raises:
+        StateError: as ``attach``.
+        TargetError: if a module's forward is shadowed.
+    """
+    root = require_model(model)
+    record = find_record(root)
+    if record is not None:
+        record.require_unmerged("attach")
+    _refuse_name(record, name)
+    _refuse_order(root, model)
+    touched = [(s.path, s.module) for s in made.sites] + list(made.copies) + list(made.biases)
+    for path, module in touched + [(path, module) for s in made.sites for path, module, _ in s.twins]:
+        refuse_shadowed(path, module)
+    if record is None:
+        record = Record(flags={key: p.requires_grad for key, p in root.named_parameters()})
+        root.__dict__[RECORD] = record
+        root.requires_grad_(False)
+        if callable(getattr(root, "save_pretrained", None)):
+            root.__dict__["save_pretrained"] = refuse_save_pretrained
+    try:
+        _put_sites(made, name, record)
+        _put_rest(made, name, record)
+    except BaseException:
+        _remove(root, record, [name])
+        raise
+    linear = not made.copies and not made.biases
+    record.adapters[name] = worn or Worn(_recorded(made.config, made))
+    record.adapters[name].linear = linear
+    record.mix = ((name, 1.0),)
+    _set_flags(record, name, trainable)
+    return AttachReport(name=name, plan=made, parameters=made.parameters)
+
+
+def _entries(record: Record, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """(path, adapter module) of one adapter."""
+    for path, module in record.modules.items():
+        entry = container_of(module)._modules.get(name)
+        if entry is not None:
+            yield path, entry
+
+
+def _set_flags(record: Record, name: str, flag: bool) -> None:
+    for _, entry in _entries(record, name):
+        entry.requires_grad_(flag)
+
+
+def detach(model: nn.Module, name: str | None = None) -> DetachReport:
+    """Take adapters off; after the last one the model is exactly what it was.
+
+    Args:
+        model: an attached model.
+        name: the adapter to take off; None means all.
+
+    Returns:
+        A report.
+
+    Raises:
+        StateError: if nothing is attached, the name is unknown, or the model is merged.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 2))
+        >>> _ = attach(net, LoRAConfig(rank=1)); print(detach(net))
+        detached default, 1 modules restored; the base is as it was
+    """
+    root = require_model(model)
+    record = record_of(root, "detach")
+    record.require_unmerged("detach")
+    if name is not None:
+        record.resolve(name)
+    names = list(record.adapters) if name is None else [name]
+    left = [other for other in record.adapters if other not in names]
+    foreign = [path for path, module in record.modules.items() if not is_lora(module)]
+    if foreign:
+        take_off(foreign[0], record.modules[foreign[0]])
+    restored = _remove(root, record, names)
+    return DetachReport(names=tuple(names), left=tuple(left), restored=restored)
+
+
+def _remove(root: nn.Module, record: Record, names: list[str]) -> int:
+    """Take adapters off every module; returns how many modules got their class back."""
+    restored = 0
+    for path, module in list(record.modules.items()):
+        container = container_of(module)
+        for gone in names:
+            container._modules.pop(gone, None)
+        if not container._modules:
+            take_off(path, module)
+            del record.modules[path]
+            restored += 1
+    for gone in names:
+        record.adapters.pop(gone, None)
+    record.mix = tuple(pair for pair in record.mix if pair[0] in record.adapters)
+    if not record.adapters:
+        root.__dict__.pop(RECORD)
+        if root.__dict__.get("save_pretrained") is refuse_save_pretrained:
+            del root.__dict__["save_pretrained"]
+        for key, parameter in root.named_parameters():
+            parameter.requires_grad_(record.flags.get(key, parameter.requires_grad))
+    return restored
+
+
+@contextmanager
+def active(model: nn.Module, choice: str | Mapping[str, float]) -> Iterator[None]:
+    """Use an adapter, or a weighted mix, inside a ``with`` block; other threads keep theirs.
+
+    A mix is the sum of the adapters' updates: sum of weight * scaling * B A.
+
+    Args:
+        model: an attached model.
+        choice: a name, or name -> weight.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StateError: if a name is unknown, an adapter cannot be mixed, or the model is merged.
+    """
+    record = record_of(model, "choose an adapter")
+    record.require_unmerged("choose an adapter")
+    with record.override(record.resolve(choice)):
+        yield
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Use the base alone inside a ``with`` block; other threads keep their adapters.
+
+    Args:
+        model: an attached model.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StateError: if nothing is attached or the model is merged.
+    """
+    record = record_of(model, "disable adapters")
+    record.require_unmerged("disable adapters")
+    with record.override(()):
+        yield
+
+
+def activate(model: nn.Module, choice: str | Mapping[str, float] | None) -> None:
+    """Choose the active adapters lastingly; the counterpart of ``active`` without a block.
+
+    Args:
+        model: an attached model.
+        choice: a name, name -> weight, or None for the base alone.
+
+    Raises:
+        StateError: as ``active``.
+    """
+    record = record_of(model, "choose an adapter")
+    record.require_unmerged("choose an adapter")
+    record.mix = record.resolve(choice)
+
+
+def attached(model: nn.Module) -> tuple[str, ...]:
+    """Names of the attached adapters, in the order they were attached.
+
+    Args:
+        model: any model.
+
+    Returns:
+        Names; empty for a plain model.
+    """
+    record = find_record(model)
+    return () if record is None else tuple(record.adapters)
+
+
+def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Exactly the parameters that require gradients, each once.
+
+    Args:
+        model: any model.
+
+    Returns:
+        (name, parameter), in module order; give the parameters to the optimizer.
+
+    Raises:
+        StateError: if the model is merged.
+    """
+    record = find_record(model)
+    if record is not None:
+        record.require_unmerged("train")
+    return [(key, p) for key, p in require_model(model).named_parameters() if p.requires_grad]
+
+
+def freeze(model: nn.Module, name: str) -> None:
+    """Stop training an adapter; whether it is active does not change.
+
+    Args:
+        model: an attached model.
+        name: the adapter.
+
+    Raises:
+        StateError: if the name is unknown or the model is merged.
+    """
+    _flag(model, name, False)
+
+
+def unfreeze(model: nn.Module, name: str) -> None:
+    """Train an adapter; whether it is active does not change.
+
+    Args:
+        model: an attached model.
+        name: the adapter.
+
+    Raises:
+        StateError: if the name is unknown or the model is merged.
+    """
+    _flag(model, name, True)
+
+
+def _flag(model: nn.Module, name: str, flag: bool) -> None:
+    record = record_of(model, "freeze" if not flag else "unfreeze")
+    record.require_unmerged("change what is trained")
+    record.resolve(name)
+    _set_flags(record, name, flag)
+
+
+def draws(model: nn.Module) -> dict[str, int]:
+    """Counters of the adapters' dropout masks: part of the state a resume needs.
+
+    Args:
+        model: an attached model.
+
+    Returns:
+        ``path.name`` -> number of masks drawn so far.
+    """
+    record = record_of(model, "read the dropout state")
+    return {
+        f"{path}.{name}": entry.draws
+        for name in record.adapters
+        for path, entry in _entries(record, name)
+        if hasattr(entry, "draws")
+    }
+
+
+def set_draws(model: nn.Module, state: Mapping[str, int]) -> None:
+    """Restore what ``draws`` returned.
+
+    Args:
+        model: an attached model.
+        state: every counter of the model, no more and no less.
+
+    Raises:
+        ConfigError: if the counters are those of other sites.
+    """
+    record = record_of(model, "restore the dropout state")
+    present = draws(model)
+    if set(present) != set(state):
+        odd = sorted(set(present) ^ set(state))
+        raise ConfigError(
+            "a dropout state of other sites",
+            where=f"{len(odd)} counters, first '{odd[0]}'",
+            got=f"{count(len(state))} counters",
+            expected=f"{count(len(present))} counters",
+            hint="restore the state of the same adapter configuration.",
+        )
+    for name in record.adapters:
+        for path, entry in _entries(record, name):
+            if hasattr(entry, "draws"):
+                entry.draws = state[f"{path}.{name}"]

@@ -1,0 +1,240 @@
+"""Mechanism 1: a module becomes a LoRA layer by changing its class, in place.
+
+The new class is a cached subclass of the module's own class; its forward is the base's forward plus the active
+adapters' terms. The module stays the same object, at the same path, with the same state-dict keys, ties, dtypes and
+ancestry; a quantized layer keeps its own forward, because that is what is called. Overriding ``forward`` happens in
+one function, ``lora_class``, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.errors import ModelError, StateError, TargetError
+from deltaw.layers import KINDS, Kind, kind_of
+from deltaw.layers.bias import add_bias
+from deltaw.record import Record
+from deltaw.tree import CONTAINER
+from deltaw.variants import VARIANTS
+from deltaw.worn import Adapters, FullCopy
+
+__all__ = ["container_of", "is_lora", "device_of", "lora_class", "put_back", "put_on", "refuse_shadowed", "take_off"]
+
+_BASE = "_deltaw_base"
+_CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
+
+
+def _low_rank(module: nn.Module, kind: Kind, out: Tensor, x: Tensor, entry: Any, weight: float) -> Tensor:
+    """Add one adapter's term, and its bias, to an output."""
+    term_input = entry.dropped(x)
+    for part, lora_A, lora_B, rows in entry.parts():
+        h = kind.down(module, term_input, lora_A, out.dtype)
+        out = VARIANTS["lora"].apply(out, h, lora_B, part.scaling * weight, rows)
+    return out
+
+
+def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, args: Any, kwargs: Any) -> Any:
+    """The forward of every LoRA layer."""
+    worn = module._modules[CONTAINER].worn()  # type: ignore[union-attr, operator]
+    if not worn:
+        return base(module, *args, **kwargs)
+    if isinstance(worn[0][0], FullCopy):
+        return worn[0][0].module(*args, **kwargs)
+    x = args[0] if args else next(iter(kwargs.values()))
+    out = kind.plain(module, x) if kind is not None and kind.plain is not None else None
+    out = base(module, *args, **kwargs) if out is None else out
+    if not isinstance(out, Tensor):
+        raise ModelError(
+            "this layer's output is not a tensor, so no term can be added to it",
+            where=f"module '{module._modules[CONTAINER].path}'",  # type: ignore[union-attr]
+            got=type(out).__name__,
+            expected="a tensor",
+            hint="exclude this module.",
+        )
+    for entry, weight in worn:
+        if kind is not None and hasattr(entry, "parts"):
+            out = _low_rank(module, kind, out, x, entry, weight)
+        if entry.bias is not None:
+            out = add_bias(module, out, entry.bias)  # type: ignore[arg-type]
+    return kind.bounded(module, out) if kind is not None and kind.bounded is not None else out
+
+
+def lora_class(base: type[nn.Module], kind: Kind | None) -> type[nn.Module]:
+    """The LoRA subclass of a module class; the same object on every call.
+
+    Args:
+        base: class of the module to adapt.
+        kind: its kind, or None where only copies and biases are worn.
+
+    Returns:
+        A subclass of ``base``.
+
+    Example:
+        >>> lora_class(nn.Linear, KINDS["Linear"]).__mro__[1] is nn.Linear
+        True
+    """
+    name = kind.name if kind is not None else ""
+    if (base, name) not in _CLASSES:
+        base_forward = base.forward
+
+        @functools.wraps(base_forward)
+        def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return _forward(self, base_forward, kind, args, kwargs)
+
+        def reduce_ex(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+            # the class is made at run time, so a pickle names its base and makes it again
+            _, _, *rest = object.__reduce_ex__(self, max(int(protocol), 2))
+            return (_rebuild, (base, name), *rest)
+
+        members = {"forward": forward, "__reduce_ex__": reduce_ex, _BASE: base, "__module__": base.__module__}
+        members["__doc__"] = f"{base.__name__} with low-rank adapters."
+        _CLASSES[base, name] = type(f"LoRA{base.__name__}", (base,), members)
+    return _CLASSES[base, name]
+
+
+def _rebuild(base: type[nn.Module], kind: str) -> nn.Module:
+    cls = lora_class(base, KINDS.get(kind))
+    return cls.__new__(cls)
+
+
+def is_lora(module: nn.Module) -> bool:
+    """Whether a module's class is exactly one of ours, not a further subclass made by another library.
+
+    Args:
+        module: any module.
+
+    Returns:
+        True for a LoRA layer.
+    """
+    return _BASE in type(module).__dict__
+
+
+def container_of(module: nn.Module) -> Adapters:
+    """The adapters of a LoRA layer.
+
+    Args:
+        module: a LoRA layer.
+
+    Returns:
+        Its container.
+    """
+    container = module._modules[CONTAINER]
+    assert isinstance(container, Adapters)
+    return container
+
+
+def refuse_shadowed(path: str, module: nn.Module) -> None:
+    """Refuse a module whose instance carries a forward of its own that would hide the class's.
+
+    Args:
+        path: module path.
+        module: the module.
+
+    Raises:
+        TargetError: if the forward is shadowed and not by accelerate's hook, which is handled.
+    """
+    if "forward" in module.__dict__ and "_old_forward" not in module.__dict__:
+        raise TargetError(
+            "this module carries a forward of its own that would hide the adapter",
+            where=f"module '{path}'",
+            got="an instance attribute 'forward'",
+            expected="the forward of its class",
+            hint="attach before patching forward, or delete the instance attribute.",
+        )
+    if hasattr(module, CONTAINER) and not is_lora(module):
+        raise TargetError(
+            f"this module has an attribute {CONTAINER!r} already",
+            where=f"module '{path}'",
+            got=type(getattr(module, CONTAINER)).__name__,
+            expected=f"no attribute {CONTAINER!r}",
+            hint="exclude this module, or rename the attribute.",
+        )
+
+
+def _rehook(module: nn.Module) -> None:
+    """Point accelerate's wrapper, which sits on the instance, at the class's forward."""
+    if "_old_forward" in module.__dict__:
+        module._old_forward = types.MethodType(type(module).forward, module)  # type: ignore[assignment]
+
+
+def put_on(path: str, module: nn.Module, record: Record) -> Adapters:
+    """Make a module a LoRA layer, if it is not one yet.
+
+    Args:
+        path: module path.
+        module: the module; its class changes in place.
+        record: the model's record.
+
+    Returns:
+        The container for its adapters.
+    """
+    if is_lora(module):
+        return container_of(module)
+    container = Adapters(record, path).train(module.training)
+    module.add_module(CONTAINER, container)
+    module.__class__ = lora_class(type(module), kind_of(module))
+    _rehook(module)
+    record.modules[path] = module
+    return container
+
+
+def take_off(path: str, module: nn.Module) -> Adapters:
+    """Give a LoRA layer its base class back.
+
+    Args:
+        path: module path, for messages.
+        module: a LoRA layer.
+
+    Returns:
+        The container that was taken off.
+
+    Raises:
+        StateError: if another library changed the class since.
+    """
+    if not is_lora(module):
+        raise StateError(
+            "the class of an adapted module was changed by another library",
+            where=f"module '{path}'",
+            got=type(module).__name__,
+            expected="the class that attach gave it",
+            hint="undo the wrapping (FSDP, parametrize, ...) first.",
+        )
+    container = container_of(module)
+    module.__class__ = getattr(type(module), _BASE)
+    del module._modules[CONTAINER]
+    _rehook(module)
+    return container
+
+
+def put_back(module: nn.Module, container: Adapters) -> None:
+    """Make a module that ``take_off`` undid a LoRA layer again, with the same adapters.
+
+    Args:
+        module: the plain module.
+        container: what ``take_off`` returned; it follows the module to its device and mode.
+    """
+    module.add_module(CONTAINER, container.to(device_of(module)).train(module.training))
+    module.__class__ = lora_class(type(module), kind_of(module))
+    _rehook(module)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where an adapter of a module must live.
+
+    Args:
+        module: the base module.
+
+    Returns:
+        The device of its weight; an offloaded weight's execution device.
+    """
+    weight = next(iter(module.parameters(recurse=True)), None)
+    device = torch.device("cpu") if weight is None else weight.device
+    hook = module.__dict__.get("_hf_hook")
+    execution = getattr(hook, "execution_device", None)
+    return torch.device(execution) if device.type == "meta" and execution is not None else device

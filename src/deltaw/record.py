@@ -1,0 +1,198 @@
+"""What a model wears: the record that its layers read on every forward.
+
+Attached, active and trainable are three separate facts. *Attached* is the record's list of adapters; *active* is its
+mix, or an override in the current context; *trainable* is ``requires_grad`` and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from torch import nn
+
+from deltaw.config import LoRAConfig
+from deltaw.errors import StateError, nearest
+from deltaw.tree import require_model
+
+if TYPE_CHECKING:
+    from deltaw.keep import Kept
+
+__all__ = ["RECORD", "Mix", "Record", "Worn", "find_record", "record_of"]
+
+Mix: TypeAlias = tuple[tuple[str, float], ...]
+"""Active adapters and their weights; empty means the base alone."""
+
+RECORD = "_deltaw_record"
+# keyed by id(record): a copied model has a record of its own and is not touched by an override of the original
+_OVERRIDES: ContextVar[Mapping[int, Mix]] = ContextVar("deltaw_overrides", default={})
+
+
+@dataclass
+class Worn:
+    """One attached adapter.
+
+    Args:
+        config: its configuration; patterns that are no strings are replaced by the paths they chose.
+        foreign: fields of the adapter's own configuration file that deltaw does not interpret.
+        metadata: what its file said about itself.
+        linear: whether it is a plain update that can be mixed; copies and biases cannot.
+    """
+
+    config: LoRAConfig
+    foreign: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    linear: bool = True
+
+
+@dataclass
+class Record:
+    """What one model wears.
+
+    Args:
+        mix: the lasting choice of active adapters.
+        adapters: attached adapters by name.
+        modules: path -> every module whose class was exchanged.
+        flags: parameter name -> requires_grad before the first attach.
+        merged: what an unmerge needs, while merged.
+        overrides: number of contexts that override the mix; lets the forward skip the context variable.
+    """
+
+    mix: Mix = ()
+    adapters: dict[str, Worn] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    flags: dict[str, bool] = field(default_factory=dict)
+    merged: Kept | None = None
+    overrides: int = 0
+
+    def current(self) -> Mix:
+        """The mix in force here: the context's override, or the lasting one.
+
+        Returns:
+            Names and weights.
+        """
+        if self.overrides:
+            return _OVERRIDES.get().get(id(self), self.mix)
+        return self.mix
+
+    @contextmanager
+    def override(self, mix: Mix) -> Iterator[None]:
+        """Put a mix in force for this thread or task only.
+
+        Args:
+            mix: the mix.
+
+        Yields:
+            Nothing.
+        """
+        token = _OVERRIDES.set({**_OVERRIDES.get(), id(self): mix})
+        self.overrides += 1
+        try:
+            yield
+        finally:
+            self.overrides -= 1
+            _OVERRIDES.reset(token)
+
+    def resolve(self, choice: str | Mapping[str, float] | None) -> Mix:
+        """Validate a choice of active adapters.
+
+        Args:
+            choice: a name, name -> weight, or None for the base alone.
+
+        Returns:
+            The mix; zero weights are left out.
+
+        Raises:
+            StateError: if a name is unknown, a weight is not finite, or an adapter cannot be mixed.
+        """
+        weights = {} if choice is None else {choice: 1.0} if isinstance(choice, str) else dict(choice)
+        for name, weight in weights.items():
+            if name not in self.adapters:
+                raise StateError(
+                    "no such adapter",
+                    where=f"adapter {name!r}",
+                    got=repr(name),
+                    expected=", ".join(map(repr, self.adapters)) or "an attached adapter",
+                    hint=f"nearest: {nearest(str(name), self.adapters)}.",
+                )
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not abs(weight) < float("inf"):
+                raise StateError(
+                    "the weight of an adapter is a finite number",
+                    where=f"adapter {name!r}",
+                    got=repr(weight),
+                    expected="a number such as 0.7",
+                    hint='pass {"name": weight}.',
+                )
+        mix = tuple((name, float(weight)) for name, weight in weights.items() if weight)
+        for name, weight in mix:
+            if not self.adapters[name].linear and (len(mix) > 1 or weight != 1.0):
+                raise StateError(
+                    "an adapter with trained biases or full copies cannot be mixed or weighted",
+                    where=f"adapter {name!r}",
+                    got=f"weights {dict(mix)}",
+                    expected="that adapter alone, at weight 1",
+                    hint=f"use active(model, {name!r}).",
+                )
+        return mix
+
+    def require_unmerged(self, verb: str) -> None:
+        """Refuse a verb while adapters are merged into the weights.
+
+        Args:
+            verb: what was asked for.
+
+        Raises:
+            StateError: if the model is merged.
+        """
+        if self.merged is not None:
+            raise StateError(
+                f"cannot {verb} while adapters are merged into the base",
+                where=f"merged: {', '.join(f'{name} x {weight:g}' for name, weight in self.merged.mix)}",
+                got="a merged model",
+                expected="the base beside its adapters",
+                hint="call deltaw.unmerge(model) first.",
+            )
+
+
+def find_record(model: nn.Module) -> Record | None:
+    """The record of a model, if it wears anything.
+
+    Args:
+        model: the model given to ``attach``, or a wrapper of it.
+
+    Returns:
+        The record or None.
+
+    Raises:
+        ModelError: if it is no model.
+    """
+    found = require_model(model).__dict__.get(RECORD)
+    return found if isinstance(found, Record) else None
+
+
+def record_of(model: nn.Module, verb: str) -> Record:
+    """The record of a model that must wear something.
+
+    Args:
+        model: the model given to ``attach``, or a wrapper of it.
+        verb: what is to be done, for the message.
+
+    Returns:
+        The record.
+
+    Raises:
+        StateError: if no adapter is attached.
+    """
+    record = find_record(model)
+    if record is None:
+        raise StateError(
+            f"cannot {verb}: the model has no adapter",
+            where=type(model).__name__,
+            got="a plain model",
+            expected="a model that attach or load was called on",
+            hint="pass the same model object that was given to deltaw.attach.",
+        )
+    return record
