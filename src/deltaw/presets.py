@@ -114,10 +114,10 @@ _QWEN3_8B = {
     "dtype": "bfloat16",
 }
 
-_GPT2_PAPER = "--targets 'c_attn[q,v]' --rank 4 --alpha 32"
-_ROBERTA_PAPER = "--targets query --targets value --rank 8 --alpha 8 --labels 3 --train-also classifier"
+_GPT2_PAPER = "--target 'c_attn[q,v]' --rank 4 --alpha 32"
+_ROBERTA_PAPER = "--target query --target value --rank 8 --alpha 8 --labels 3 --train-also classifier"
 _DEBERTA_PAPER = (
-    "--targets query_proj --targets value_proj --rank 16 --alpha 32 --labels 3 --train-also classifier "
+    "--target query_proj --target value_proj --rank 16 --alpha 32 --labels 3 --train-also classifier "
     "--train-also pooler.dense"
 )
 

@@ -63,6 +63,9 @@ def _run(words: list[str]) -> int:
         raise explain(error, words) from error
     except click.Abort:
         raise KeyboardInterrupt from None
+    except SystemExit as error:
+        # Without its standalone mode click exits by itself in one case only: the reader of our output went away.
+        raise BrokenPipeError from error
     sys.stdout.flush()
     return code if isinstance(code, int) else 0
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["Output", "as_path", "common_options", "hush", "next_commands", "plain", "si_bytes"]
+__all__ = ["Output", "as_path", "common_options", "hush", "next_commands", "plain"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -94,27 +94,6 @@ def plain(value: object) -> Any:
     if isinstance(value, Iterable):
         return [plain(item) for item in value]
     return str(value)
-
-
-def si_bytes(count: float) -> str:
-    """Write a number of bytes for people.
-
-    Args:
-        count: bytes.
-
-    Returns:
-        The number with a binary unit.
-
-    Example:
-        >>> si_bytes(37_748_736)
-        '36.0 MiB'
-    """
-    value, unit = float(count), "B"
-    for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024:
-            break
-        value, unit = value / 1024, larger
-    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
 def next_commands(*lines: str) -> str:

@@ -1,0 +1,157 @@
+"""The memory formula against measured peaks of a forward and backward pass, and its plain arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+import deltaw as dw
+from deltaw.errors import ConfigError
+from deltaw.train.memory import ADAM_BYTES, Workload, activation_bytes, memory_plan
+from deltaw.train.shape import meta_model
+
+VOCAB, BATCH, LENGTH = 1024, 4, 128
+FACTOR = 1.25
+"""The formula and the measured peak differ by at most this factor, either way."""
+
+DECODER = {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "num_attention_heads": 4,
+           "num_key_value_heads": 2, "head_dim": 32, "vocab_size": VOCAB, "max_position_embeddings": 256,
+           "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
+GPT2 = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 256, "vocab_size": VOCAB, "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
+BERT = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512,
+        "vocab_size": VOCAB, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+
+SHAPES = {
+    "llama": (DECODER, AutoModelForCausalLM, ["q_proj", "v_proj"]),
+    "qwen3": (DECODER, AutoModelForCausalLM, ["q_proj", "v_proj"]),
+    "gpt2": (GPT2, AutoModelForCausalLM, ["c_attn[q,v]"]),
+    "bert": (BERT, AutoModelForSequenceClassification, ["query", "value"]),
+}
+
+
+def build(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+    values, family, _ = SHAPES[kind]
+    return family.from_config(AutoConfig.for_model(kind, **values), dtype=dtype).train()
+
+
+def peak_bytes(step: Callable[[], None]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    now = top = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            top = max(top, now)
+    return top
+
+
+def stepper(model: Any, kind: str) -> Callable[[], None]:
+    ids = torch.randint(0, VOCAB, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+
+    def step() -> None:
+        if kind == "bert":
+            loss = model(input_ids=ids, labels=ids[:, 0] % 2).loss
+        else:
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+
+    return step
+
+
+CASES = [
+    ("llama", torch.float32, "all-linear", False),
+    ("llama", torch.bfloat16, "all-linear", False),
+    ("llama", torch.float32, "all-linear", True),
+    ("qwen3", torch.float32, "all-linear", False),
+    ("gpt2", torch.float32, "qv", False),
+    ("gpt2", torch.float32, "all-linear", True),
+    ("bert", torch.float32, "qv", False),
+    ("bert", torch.float32, "all-linear", True),
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype", "targets", "full"), CASES)
+def test_activations_match_the_measured_peak(kind: str, dtype: torch.dtype, targets: str, full: bool) -> None:
+    torch.manual_seed(0)
+    model = build(kind, dtype)
+    config = dw.LoRAConfig(targets=SHAPES[kind][2] if targets == "qv" else targets, rank=8)
+    plan = dw.plan(model, config)
+    report = memory_plan(
+        model,
+        sites={site.path: site.rank for site in plan.sites},
+        trained=plan.parameters,
+        workload=Workload(batch=BATCH, length=LENGTH, dtype=dtype),
+    )
+    if not full:
+        dw.attach(model, config)
+    step = stepper(model, kind)
+    step()
+    model.zero_grad(set_to_none=False)
+    side = report.full if full else report.lora
+    ratio = (side.activations + side.logits) / peak_bytes(step)
+    assert 1 / FACTOR < ratio < FACTOR
+
+
+def test_parts_are_plain_arithmetic() -> None:
+    model = meta_model("llama-3.2-1b")
+    work = Workload(batch=2, length=512, dtype=torch.bfloat16)
+    plan = dw.plan(model, dw.LoRAConfig(rank=16))
+    report = memory_plan(model, sites={s.path: s.rank for s in plan.sites}, trained=plan.parameters, workload=work)
+    assert report.lora.weights == report.full.weights == 2 * 1_235_814_400
+    assert report.lora.adapter == report.lora.gradients == 4 * plan.parameters
+    assert report.lora.optimizer == ADAM_BYTES * plan.parameters
+    # bfloat16 weights, a float32 master copy, bfloat16 gradients, two float32 moments: 16 bytes a parameter.
+    full = report.full
+    assert full.weights + full.adapter + full.gradients + full.optimizer == 16 * 1_235_814_400
+    assert report.lora.logits == 2 * 512 * 128256 * 14
+    parts = ("weights", "adapter", "gradients", "optimizer", "activations", "logits")
+    assert report.lora.total == sum(getattr(report.lora, name) for name in parts)
+    assert report.lora.activations < full.activations and report.lora.total < full.total / 3
+
+
+def test_every_setting_of_the_workload_counts() -> None:
+    model = meta_model("gpt2")
+    sites = {f"transformer.h.{i}.attn.c_attn": 8 for i in range(12)}
+    plain = Workload(batch=2, length=256)
+    base = activation_bytes(model, sites, plain)
+    assert activation_bytes(model, sites, Workload(batch=4, length=256)) == 2 * base
+    assert activation_bytes(model, sites, Workload(batch=2, length=256, dtype=torch.bfloat16)) < base
+    assert activation_bytes(model, sites, Workload(batch=2, length=256, checkpointing=True)) < base / 4
+    matrix = activation_bytes(model, sites, Workload(batch=2, length=256, fused_attention=False))
+    assert matrix - base == 12 * 3 * 4 * 2 * 12 * 256**2
+    last = activation_bytes(model, {"transformer.h.11.attn.c_attn": 8}, plain)
+    assert last == base // 12
+    few = Workload(batch=2, length=256, loss_tokens=10)
+    report = memory_plan(model, sites=sites, trained=1, workload=few)
+    assert report.lora.logits == 10 * 50257 * 16
+    assert activation_bytes(model, sites, plain, extra=["lm_head"]) == base + 4 * 512 * 768
+
+
+def test_dropout_of_the_base_counts_only_while_training() -> None:
+    model = meta_model("gpt2")
+    sites = {"transformer.h.0.attn.c_attn": 8}
+    work = Workload(batch=1, length=64)
+    trained = activation_bytes(model, sites, work)
+    assert trained > activation_bytes(model.eval(), sites, work)
+
+
+@pytest.mark.parametrize("name", ["batch", "length"])
+def test_a_workload_of_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1"):
+        Workload(**{name: 0})
+
+
+def test_the_table_has_both_columns() -> None:
+    model = meta_model("gpt2")
+    text = str(memory_plan(model, sites={"transformer.h.0.attn.c_attn": 8}, trained=10, workload=Workload()))
+    assert "LoRA" in text and "full" in text
+    assert [line.split()[0] for line in text.splitlines()[1:]] == [
+        "weights", "adapter", "gradients", "optimizer", "activations", "logits", "total"]  # fmt: skip
