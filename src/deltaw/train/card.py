@@ -1,0 +1,102 @@
+"""README.md beside the adapter: what it is, how it was made, how it is used."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from deltaw.train.config import TrainConfig
+from deltaw.train.report import shell
+from deltaw.train.settings import to_toml
+
+__all__ = ["CardFacts", "model_card"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What the card says.
+
+    Args:
+        config: the user's settings.
+        task: ``causal``, ``classification`` or ``regression``.
+        summary: what was trained, one line.
+        choices: every setting used, by configuration key.
+        steps: steps behind what was saved.
+        before: validation before.
+        after: validation of what was saved.
+        rows: (training, validation) examples.
+        labels: class names.
+        versions: library -> version.
+    """
+
+    config: TrainConfig
+    task: str
+    summary: str
+    choices: dict[str, Any]
+    steps: int
+    before: dict[str, float]
+    after: dict[str, float]
+    rows: tuple[int, int]
+    labels: tuple[str, ...]
+    versions: dict[str, str]
+
+
+def model_card(facts: CardFacts) -> str:
+    """Write the card.
+
+    Args:
+        facts: what it says.
+
+    Returns:
+        Markdown with the front matter that model hubs read.
+    """
+    config = facts.config
+    full = config.adapter.method == "full"
+    kind = "text-generation" if facts.task == "causal" else "text-classification"
+    front = [
+        "---",
+        f"base_model: {json.dumps(config.model.path)}",
+        f"library_name: {'transformers' if full else 'peft'}",
+        f"pipeline_tag: {kind}",
+        "tags:",
+        *(f"- {tag}" for tag in (("deltaw",) if full else ("lora", "deltaw"))),
+        "---",
+        "",
+    ]
+    what = "A fine-tuned model" if full else "A LoRA adapter"
+    body = [
+        f"# {what} for {config.model.path}",
+        "",
+        f"{facts.summary}; {facts.steps} steps on {facts.rows[0]:,} examples of `{config.data.path}`, "
+        f"{facts.rows[1]:,} held out.",
+        "",
+    ]
+    if facts.before and facts.after:
+        names = list(facts.after)
+        body += ["| held out | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for title, metrics in (("before", facts.before), ("after", facts.after)):
+            body.append(f"| {title} | " + " | ".join(f"{metrics.get(name, float('nan')):.4f}" for name in names) + " |")
+        body.append("")
+    if facts.labels:
+        body += ["Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(facts.labels)), ""]
+    body += ["## Use", "", "```", *_use(config, full, facts.task), "```", ""]
+    body += ["## Settings", "", "| setting | value |", "|---|---|"]
+    body += [f"| {name} | {value} |" for name, value in sorted(facts.choices.items())]
+    body += ["", "The run again, as `deltaw train --config run.toml`:", ""]
+    body += ["```toml", to_toml(config).rstrip(), "```", ""]
+    body += ["Made with " + ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + ".", ""]
+    return "\n".join(front + body)
+
+
+def _use(config: TrainConfig, full: bool, task: str) -> list[str]:
+    """Command lines that use the result."""
+    if full:
+        model = shell(config.run.output)
+        verb = f"deltaw generate --model {model}" if task == "causal" else f"deltaw eval --model {model}"
+        return [verb]
+    model, adapter = shell(config.model.path), shell(config.run.output)
+    lines = [f"deltaw merge --model {model} --adapter {adapter} --output merged"]
+    if task == "causal":
+        lines.insert(0, f"deltaw generate --model {model} --adapter {adapter}")
+    return lines

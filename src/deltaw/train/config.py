@@ -1,0 +1,304 @@
+"""What a training run is told: five groups of fields, the same from Python, TOML and flags.
+
+A field left at None is chosen by ``defaults.py``, which gives its reason.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deltaw.errors import ConfigError
+from deltaw.train.fields import FieldSpec, check_group, option, specs
+
+__all__ = ["SECTIONS", "AdapterConfig", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The base model and how it is loaded."""
+
+    path: str = option("", "base model: a local directory or a hub name", flag="--model")
+    task: str = option(
+        "auto",
+        "what the model is trained for; auto looks at the data",
+        choices=("auto", "causal", "classification", "regression"),
+    )
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one")
+    dtype: str = option(
+        "auto",
+        "number format of the base; auto is float32 on CPU, bfloat16 on GPU (float32 for full fine-tuning)",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: slower, less memory")
+
+    def __post_init__(self) -> None:
+        check_group(self, "model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """The rows, how they are read and which tokens are trained."""
+
+    path: str = option(
+        "", "training rows: jsonl, json, csv, tsv, parquet (.gz too) or a datasets directory", flag="--data"
+    )
+    valid: str | None = option(None, "validation rows, same kinds of file; default: a fraction of the training rows")
+    valid_fraction: float | None = option(
+        None, "fraction of the rows held out for validation; 0 holds out none", low=0.0, high=0.9
+    )
+    format: str = option("auto", "row format; auto looks at the rows")
+    separator: str | None = option(None, "in .txt files: what stands between prompt and completion, such as ||")
+    columns: Mapping[str, str] = option({}, "which column plays a role, as role=column (repeatable)", flag="--column")
+    max_length: int | None = option(None, "longest example in tokens", low=2)
+    loss_on: str = option("completion", "train on completions only, or on all tokens", choices=("completion", "all"))
+    truncation: str = option(
+        "refuse",
+        "for rows over --max-length: refuse the file above --max-truncated, cut the end, cut-prompt, or drop them",
+        choices=("refuse", "cut", "cut-prompt", "drop"),
+    )
+    max_truncated: float = option(0.05, "share of rows that truncation refuse lets be cut", low=0.0, high=1.0)
+    template: str = option("auto", "auto, plain, default, or the text of a chat template")
+    template_options: Mapping[str, str] = option({}, "variables of the chat template, as name=value (repeatable)")
+    system: str = option("keep", "what happens to system turns", choices=("keep", "fold", "drop"))
+    joiner: str = option("auto", "text between a plain prompt and its completion")
+    end_token: str = option("auto", "what ends an answer: auto, none, or the text of a token")
+    bad_rows: str = option("refuse", "refuse a file with broken rows, or drop them", choices=("refuse", "drop"))
+    limit: int | None = option(None, "read only the first N rows", low=1)
+    shuffle_pairs: bool = option(False, "control: permute the completions (labels) among the prompts")
+    cache_dir: str | None = option(None, "where tokenized rows are cached")
+
+    def __post_init__(self) -> None:
+        check_group(self, "data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What is trained: the adapter's place, size and start."""
+
+    method: str = option("lora", "train an adapter, or every weight for comparison", choices=("lora", "full"))
+    start: str | None = option(None, "continue from this adapter directory", flag="--adapter")
+    rank: int | None = option(None, "inner dimension of the adapter; 0 trains nothing (control)", low=0)
+    alpha: float = option(32.0, "numerator of the scaling alpha / rank", above=0.0)
+    targets: tuple[str, ...] = option(("all-linear",), "what is adapted (repeatable)", flag="--target")
+    exclude: tuple[str, ...] = option((), "what is not adapted although it is targeted (repeatable)")
+    layers: str | None = option(None, "which blocks are adapted: 0-7, 3,5 or last:4")
+    rank_pattern: Mapping[str, int] = option({}, "rank of some modules, as pattern=rank (repeatable)")
+    alpha_pattern: Mapping[str, float] = option({}, "alpha of some modules, as pattern=alpha (repeatable)")
+    rank_stabilized: bool = option(False, "scale by alpha / sqrt(rank)")
+    dropout: float = option(0.0, "dropout on the adapter's input", low=0.0, high=0.99)
+    init: str = option("kaiming", "how A starts (B starts at zero)")
+    bias: str = option("none", "which biases are trained too", choices=("none", "all", "lora_only"))
+    train_also: tuple[str, ...] = option((), "modules trained in full and saved with the adapter (repeatable)")
+    ties: str = option(
+        "refuse", "what to do with a target whose weight is shared", choices=("refuse", "share", "separate")
+    )
+
+    def __post_init__(self) -> None:
+        check_group(self, "adapter")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How long and how fast it is trained."""
+
+    lr: float | None = option(None, "peak learning rate", above=0.0, high=10.0)
+    schedule: str = option("linear", "learning rate after the warm-up", choices=("constant", "linear", "cosine"))
+    warmup: float = option(0.0, "warm-up: a number of steps, or a fraction of them where below 1", low=0.0)
+    batch_size: int | None = option(None, "sequences per batch", low=1)
+    batch_tokens: int | None = option(None, "instead: tokens per batch, padding included", low=1)
+    accumulate: int = option(1, "batches whose gradients make one step", low=1)
+    epochs: float | None = option(None, "passes over the training rows", above=0.0)
+    steps: int | None = option(None, "instead: number of optimizer steps", low=1)
+    beta1: float = option(0.9, "AdamW's first beta", low=0.0, high=0.99999)
+    beta2: float = option(0.999, "AdamW's second beta", low=0.0, high=0.9999999)
+    eps: float = option(1e-8, "AdamW's epsilon", above=0.0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", low=0.0)
+    clip: float = option(1.0, "largest gradient norm; 0 clips nothing", low=0.0)
+
+    def __post_init__(self) -> None:
+        check_group(self, "optim")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where the run writes, how often, and how it is repeated."""
+
+    output: str = option("deltaw-out", "directory of the adapter, metrics and states")
+    seed: int = option(0, "seed of the initialization, the order of the rows and all dropout", low=0)
+    threads: int | None = option(None, "CPU threads; results are bit-identical only at equal counts", low=1)
+    eval_every: int | None = option(None, "validate every N steps; 0 only before and after", low=0)
+    eval_limit: int | None = option(None, "validate on at most N rows", low=1)
+    save_every: int | None = option(None, "save a state to resume from every N steps; 0 saves none", low=0)
+    keep: int = option(2, "how many states are kept", low=1)
+    patience: int = option(0, "stop after N validations without improvement; 0 never stops early", low=0)
+    best: bool = option(True, "save the adapter of the best validation instead of the last")
+    sample_tokens: int = option(48, "length of the samples shown before and after; 0 shows none", low=0)
+    probe: bool = option(True, "try the longest batch before step 1")
+    plot: bool = option(True, "write loss.png")
+    tensorboard: bool = option(False, "write tensorboard events too")
+    resume: str | None = option(None, "continue: a state, an output directory, or auto (the output's newest, if any)")
+    overwrite: bool = option(False, "delete what an earlier run left in the output directory")
+
+    def __post_init__(self) -> None:
+        check_group(self, "run")
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelConfig,
+    "data": DataConfig,
+    "adapter": AdapterConfig,
+    "optim": OptimConfig,
+    "run": RunConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything a training run is told.
+
+    Args:
+        model: the base model.
+        data: the rows.
+        adapter: what is trained.
+        optim: how long and how fast.
+        run: where it writes and how it is repeated.
+        given: dotted names of the fields that were set, which a resumed run must not contradict; by default those
+            that differ from their defaults.
+
+    Raises:
+        ConfigError: for fields that are wrong alone or together.
+
+    Example:
+        >>> TrainConfig(model=ModelConfig(path="base"), data=DataConfig(path="rows.jsonl")).optim.clip
+        1.0
+    """
+
+    model: ModelConfig
+    data: DataConfig
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+    given: frozenset[str] | None = dataclasses.field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.given is None:
+            object.__setattr__(self, "given", frozenset(_changed(self)))
+        # A resumed run reads the rest from its state.
+        if self.run.resume is None:
+            self.require()
+        self._check_pairs()
+
+    def require(self) -> None:
+        """Refuse a configuration that names no model or no data.
+
+        Raises:
+            ConfigError: naming the flag.
+        """
+        for spec, value in ((spec_of("model.path"), self.model.path), (spec_of("data.path"), self.data.path)):
+            if not value:
+                raise ConfigError(
+                    f"no {spec.section} is given",
+                    where=f"{spec.flag} or [{spec.section}] {spec.name}",
+                    got="nothing",
+                    expected=spec.help,
+                    hint=f"add {spec.flag} PATH",
+                )
+
+    def _check_pairs(self) -> None:
+        adapter, optim, run = self.adapter, self.optim, self.run
+        _exclusive("optim.epochs", optim.epochs, "optim.steps", optim.steps)
+        _exclusive("optim.batch_size", optim.batch_size, "optim.batch_tokens", optim.batch_tokens)
+        _exclusive("data.valid", self.data.valid, "data.valid_fraction", self.data.valid_fraction)
+        _exclusive("run.resume", run.resume, "run.overwrite", run.overwrite or None)
+        if adapter.method == "full":
+            for name in ("start", "rank", *_LORA_ONLY):
+                _only_lora(name, getattr(adapter, name))
+        if adapter.start is not None:
+            for name in ("rank", *_LORA_ONLY):
+                _only_fresh(name, getattr(adapter, name))
+
+    def values(self) -> dict[str, dict[str, Any]]:
+        """Turn the configuration into plain sections, as a TOML file would hold them.
+
+        Returns:
+            section -> key -> value; tuples as lists.
+        """
+        return {
+            section: {
+                name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+                for name, value in ((item.name, getattr(getattr(self, section), item.name)) for item in specs(group))
+            }
+            for section, group in SECTIONS.items()
+        }
+
+
+def _changed(config: TrainConfig) -> list[str]:
+    """Dotted names of the fields that differ from their defaults."""
+    return [
+        spec.key
+        for section, group in SECTIONS.items()
+        for spec in specs(group, section)
+        if getattr(getattr(config, section), spec.name) != spec.default
+    ]
+
+
+_LORA_ONLY = (
+    "alpha", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "rank_stabilized", "dropout", "init",
+    "bias", "train_also", "ties",
+)  # fmt: skip
+
+
+def spec_of(key: str) -> FieldSpec:
+    """Find the description of a field by its dotted name.
+
+    Args:
+        key: as in ``optim.lr``.
+
+    Returns:
+        The field's description.
+    """
+    section, name = key.split(".")
+    return next(spec for spec in specs(SECTIONS[section], section) if spec.name == name)
+
+
+def _exclusive(key: str, value: Any, other_key: str, other: Any) -> None:
+    """Refuse two fields that say the same thing twice."""
+    if value is None or other is None:
+        return
+    flag, other_flag = spec_of(key).flag, spec_of(other_key).flag
+    raise ConfigError(
+        f"{flag} and {other_flag} are both given",
+        where=f"{key} and {other_key}",
+        got=f"{key} = {value!r}, {other_key} = {other!r}",
+        expected="one of the two",
+        hint=f"drop {flag} or {other_flag}",
+    )
+
+
+def _only_lora(name: str, value: Any) -> None:
+    """Refuse an adapter field that full fine-tuning would not read."""
+    spec = spec_of(f"adapter.{name}")
+    if value != spec.default:
+        raise ConfigError(
+            f"{spec.flag} means nothing with --method full",
+            where=spec.key,
+            got=repr(value),
+            expected="no adapter fields: full fine-tuning trains every weight",
+            hint=f"drop {spec.flag}, or use --method lora",
+        )
+
+
+def _only_fresh(name: str, value: Any) -> None:
+    """Refuse an adapter field that a loaded adapter already settles."""
+    spec = spec_of(f"adapter.{name}")
+    if value != spec.default:
+        raise ConfigError(
+            f"{spec.flag} cannot be changed when continuing from an adapter",
+            where=spec.key,
+            got=repr(value),
+            expected="the value stored with the adapter",
+            hint=f"drop {spec.flag}, or drop --adapter to start a fresh one",
+        )

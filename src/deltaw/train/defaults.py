@@ -1,0 +1,261 @@
+"""What is chosen where the user chose nothing, each choice with its reason.
+
+The numbers come from public evidence on LoRA defaults: "LoRA Without Regret" (Schulman et al. 2025, doi
+10.64434/tml.20250929), the learning-rate formula and the sweep of tinker-cookbook (``hyperparam_utils.py``,
+``sft_sweep.md``), and "Learning Rate Matters" (arXiv:2602.04998).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deltaw.train.batches import BatchPlan
+from deltaw.train.config import TrainConfig
+
+__all__ = ["Choice", "Choices", "Facts", "choose_batches", "choose_length", "choose_rank", "choose_rest"]
+
+LLAMA_POWER, QWEN_POWER = 0.781, 0.0775
+UNKNOWN_LR = 3e-4
+# The formula was fitted on hidden sizes of 2048 and up; below this one it would run past 1e-3, from where on the
+# cookbook's sweep saw runs diverge.
+SMALLEST_HIDDEN = 768
+FULL_SHARE = 0.1
+SHORT_RUN, SHORT_FACTOR = 100, 1.5
+AIM_STEPS, MOST_EPOCHS = 100, 10
+LENGTH_CAP = 2048
+RANK, MOST_RANK, LEAST_RANK = 32, 256, 4
+MOST_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One setting and why it has its value.
+
+    Args:
+        name: the dotted configuration key.
+        value: what is used.
+        reason: one line; ``given`` where the user set it.
+    """
+
+    name: str
+    value: Any
+    reason: str
+
+    def __str__(self) -> str:
+        value = f"{self.value:.3g}" if isinstance(self.value, float) else str(self.value)
+        return f"{self.name} = {value}  ({self.reason})"
+
+
+class Choices:
+    """The settings of a run, collected in the order they are made."""
+
+    def __init__(self) -> None:
+        self.made: list[Choice] = []
+
+    def add(self, name: str, given: Any, chosen: Any, reason: str) -> Any:
+        """Settle one setting.
+
+        Args:
+            name: the dotted configuration key.
+            given: what the user set, or None.
+            chosen: what is used otherwise.
+            reason: why.
+
+        Returns:
+            The value used.
+        """
+        value, reason = (chosen, reason) if given is None else (given, "given")
+        self.made.append(Choice(name=name, value=value, reason=reason))
+        return value
+
+    def values(self) -> dict[str, Any]:
+        """List what was settled.
+
+        Returns:
+            Configuration key -> value.
+        """
+        return {choice.name: choice.value for choice in self.made}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the choices depend on.
+
+    Args:
+        family: the model's type, as in ``llama``.
+        hidden: its hidden size.
+        positions: the longest sequence it takes, or None.
+        rows: training examples.
+        trained_tokens: tokens (or labels) with a loss, over one epoch.
+        per_rank: adapter parameters per unit of rank.
+    """
+
+    family: str
+    hidden: int
+    positions: int | None
+    rows: int = 0
+    trained_tokens: int = 0
+    per_rank: int = 0
+
+
+def choose_length(choices: Choices, config: TrainConfig, positions: int | None) -> int:
+    """Settle the longest example.
+
+    Args:
+        choices: receives the choice.
+        config: the user's settings.
+        positions: the longest sequence the model takes, or None.
+
+    Returns:
+        Number of tokens.
+    """
+    if positions is None or positions > LENGTH_CAP:
+        chosen, reason = LENGTH_CAP, f"memory grows with it; the model takes {positions or 'any length'}"
+    else:
+        chosen, reason = positions, "the longest sequence the model takes"
+    return int(choices.add("data.max_length", config.data.max_length, chosen, reason))
+
+
+def choose_rank(choices: Choices, config: TrainConfig, facts: Facts) -> int:
+    """Settle the rank: 32, more where the data hold more than it can store, less where the model is small.
+
+    Args:
+        choices: receives the choice.
+        config: the user's settings.
+        facts: sizes of model and data.
+
+    Returns:
+        The rank.
+    """
+    ceiling = max(LEAST_RANK, 1 << max(0, (facts.hidden // 4)).bit_length() - 1)
+    rank, reason = RANK, "enough for most data; the learning rate matters more"
+    while facts.per_rank and rank < MOST_RANK and rank * facts.per_rank < facts.trained_tokens:
+        rank, reason = rank * 2, f"parameters should reach the {facts.trained_tokens:,} trained tokens"
+    if rank > ceiling:
+        rank, reason = ceiling, f"at most a quarter of the hidden size {facts.hidden}: beyond, it is no low rank"
+    return int(choices.add("adapter.rank", config.adapter.rank, rank, reason))
+
+
+def choose_batches(choices: Choices, config: TrainConfig, lengths: list[int]) -> tuple[BatchPlan, int]:
+    """Settle the batches and the number of steps.
+
+    Args:
+        choices: receives the choices.
+        config: the user's settings.
+        lengths: tokens of each training example.
+
+    Returns:
+        The batches, and the optimizer steps of the whole run.
+    """
+    optim = config.optim
+    size: int | None = None
+    if optim.batch_tokens is not None:
+        choices.add("optim.batch_tokens", optim.batch_tokens, None, "")
+    else:
+        per_step = len(lengths) * 3 / AIM_STEPS / optim.accumulate
+        chosen = 16 if per_step >= 16 else 8 if per_step >= 8 else 4
+        reason = "LoRA loses more than full fine-tuning on large batches"
+        if chosen < 16:
+            reason = f"few rows: smaller batches give more steps out of {len(lengths):,}"
+        size = choices.add("optim.batch_size", optim.batch_size, chosen, reason)
+    plan = BatchPlan(
+        lengths=lengths, batch_size=size, batch_tokens=optim.batch_tokens, accumulate=optim.accumulate,
+        seed=config.run.seed,
+    )  # fmt: skip
+    return plan, _choose_steps(choices, config, plan)
+
+
+def _choose_steps(choices: Choices, config: TrainConfig, plan: BatchPlan) -> int:
+    """Settle the length of the run: the steps given, or whole epochs."""
+    optim = config.optim
+    if optim.steps is not None:
+        return int(choices.add("optim.steps", optim.steps, None, ""))
+    per_epoch = plan.steps(1)
+    chosen, reason = 3, "passes enough to learn a format without learning rows by heart"
+    if per_epoch * 3 < AIM_STEPS:
+        chosen = min(MOST_EPOCHS, -(-AIM_STEPS // per_epoch))
+        reason = f"only {per_epoch} steps each: aims at {AIM_STEPS} steps, at most {MOST_EPOCHS} epochs"
+    epochs = float(choices.add("optim.epochs", optim.epochs, chosen, reason))
+    return plan.steps(epochs)
+
+
+def choose_rest(choices: Choices, config: TrainConfig, facts: Facts, total: int, valid_rows: int) -> None:
+    """Settle the learning rate and how often the run validates and saves.
+
+    Args:
+        choices: receives the choices.
+        config: the user's settings.
+        facts: sizes of model and data.
+        total: optimizer steps.
+        valid_rows: validation examples.
+    """
+    lr, reason = learning_rate_for(facts, total, config.adapter.method)
+    choices.add("optim.lr", config.optim.lr, lr, reason)
+    often = max(1, -(-total // 10))
+    if valid_rows:
+        choices.add("run.eval_every", config.run.eval_every, often, "ten validations in the run")
+    else:
+        choices.add("run.eval_every", None, 0, "there are no validation rows")
+    choices.add("run.save_every", config.run.save_every, often, "a kill loses at most a tenth of the run")
+
+
+def learning_rate_for(facts: Facts, total: int, method: str) -> tuple[float, str]:
+    """Choose a peak learning rate.
+
+    Args:
+        facts: family and hidden size.
+        total: optimizer steps.
+        method: ``lora`` or ``full``.
+
+    Returns:
+        The rate and its reason.
+
+    Example:
+        >>> facts = Facts(family="llama", hidden=4096, positions=None)
+        >>> f"{learning_rate_for(facts, 1000, 'lora')[0]:.2g}"
+        '0.00029'
+    """
+    power = LLAMA_POWER if facts.family == "llama" else QWEN_POWER if facts.family.startswith("qwen") else None
+    if power is None:
+        lr, reason = UNKNOWN_LR, "best or near it for most models of a public sweep"
+    else:
+        lr = 5e-5 * 10 * (2000 / max(facts.hidden, SMALLEST_HIDDEN)) ** power
+        reason = f"10x full fine-tuning's, by hidden size {facts.hidden} ({facts.family})"
+        if facts.hidden < SMALLEST_HIDDEN:
+            reason += f", as if it were {SMALLEST_HIDDEN}"
+    if method == "full":
+        return lr * FULL_SHARE, "a tenth of LoRA's rate"
+    if total < SHORT_RUN:
+        return lr * SHORT_FACTOR, f"{reason}; {SHORT_FACTOR}x, the run has under {SHORT_RUN} steps"
+    return lr, reason
+
+
+def advice(choices: Choices, facts: Facts, config: TrainConfig, total: int) -> list[str]:
+    """Say what the evidence warns of in these settings.
+
+    Args:
+        choices: what is used.
+        facts: sizes of model and data.
+        config: the user's settings.
+        total: optimizer steps.
+
+    Returns:
+        One line each, none where there is nothing to say.
+    """
+    values, lines = choices.values(), []
+    size = values.get("optim.batch_size")
+    if config.adapter.method == "lora" and size is not None and size * config.optim.accumulate > MOST_BATCH:
+        lines.append(
+            f"{size * config.optim.accumulate} sequences per step: LoRA learns less from large batches; "
+            f"{MOST_BATCH} or fewer is the safer start (lower --batch-size or --accumulate)"
+        )
+    rank = values.get("adapter.rank")
+    if rank and facts.per_rank and rank * facts.per_rank < facts.trained_tokens:
+        lines.append(
+            f"capacity is short: {rank * facts.per_rank:,} adapter parameters for {facts.trained_tokens:,} trained "
+            "tokens (a higher --rank may help)"
+        )
+    if total < SHORT_RUN:
+        lines.append(f"{total} steps are few: {SHORT_RUN} learn reliably (raise --epochs or lower --batch-size)")
+    return lines

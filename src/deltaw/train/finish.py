@@ -1,0 +1,219 @@
+"""After the last step: the best parameters back, saved, verified, drawn and described."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from deltaw.errors import CheckpointError
+from deltaw.train.card import CardFacts, model_card
+from deltaw.train.evaluate import evaluate
+from deltaw.train.files import TEMPORARY, sync, write_text
+from deltaw.train.job import Job
+from deltaw.train.loop import Outcome
+from deltaw.train.metrics import read_metrics
+from deltaw.train.model import hushed
+from deltaw.train.output import CARD, METRICS, PLOT, REPORT
+from deltaw.train.plot import plot_loss
+from deltaw.train.prepare import Ready
+from deltaw.train.probe import peak_memory
+from deltaw.train.report import RunReport, payload, shell
+from deltaw.train.sample import Sample, sample
+from deltaw.train.snapshot import Memory
+from deltaw.train.wear import NAME
+
+__all__ = ["finish", "interrupted"]
+
+
+def interrupted(ready: Ready, memory: Memory, outcome: Outcome, notes: tuple[str, ...]) -> RunReport:
+    """Report a run that was stopped from outside.
+
+    Args:
+        ready: the run.
+        memory: where it is.
+        outcome: how the steps ended.
+        notes: lines the user should see.
+
+    Returns:
+        The report; its next command continues the run.
+    """
+    job = ready.job
+    return RunReport(
+        output=job.output, method=job.config.adapter.method, steps=memory.step, total=job.total, interrupted=True,
+        state=outcome.state, before=memory.before.get("metrics", {}), seconds=outcome.seconds, tokens=outcome.tokens,
+        choices=ready.choices.values(), notes=notes,
+        next_commands=(f"deltaw train --resume {shell(outcome.state)}",),
+    )  # fmt: skip
+
+
+def finish(ready: Ready, memory: Memory, outcome: Outcome, notes: tuple[str, ...]) -> RunReport:
+    """Save what the run made and check it.
+
+    Args:
+        ready: the run.
+        memory: where it ended.
+        outcome: how the steps ended.
+        notes: lines the user should see.
+
+    Returns:
+        The report, which is also written as report.json.
+    """
+    job = ready.job
+    last: dict[str, float] = {}
+    if memory.best and memory.best_step != memory.step:
+        last = _measure(job)
+        with torch.no_grad():
+            for name, parameter in job.parameters:
+                parameter.copy_(memory.best[name])
+    report = RunReport(
+        output=job.output,
+        method=job.config.adapter.method,
+        steps=memory.step,
+        total=job.total,
+        early=outcome.early,
+        state=outcome.state,
+        before=memory.before.get("metrics", {}),
+        after=_measure(job),
+        last=last,
+        best_step=memory.best_step,
+        sample_before=Sample(**memory.before["sample"]) if memory.before.get("sample") else None,
+        sample_after=sample(job, job.train if job.valid is None else job.valid),
+        seconds=outcome.seconds,
+        tokens=outcome.tokens,
+        peak_bytes=peak_memory(job.device),
+        choices=ready.choices.values(),
+        notes=notes,
+    )
+    report = _save(ready, report)
+    return _write_records(ready, memory, report)
+
+
+def _measure(job: Job) -> dict[str, float]:
+    return {} if job.valid is None else evaluate(job, job.valid, job.valid_batches)
+
+
+def _save(ready: Ready, report: RunReport) -> RunReport:
+    """Write the adapter or the model; verify what can be verified."""
+    job = ready.job
+    if job.config.adapter.method == "full":
+        files = save_model(job)
+        command = f"deltaw eval --model {shell(job.output)} --data {shell(job.config.data.path)}"
+        return dataclasses.replace(report, files=files, applied="every weight was trained", next_commands=(command,))
+    if not job.parameters:
+        return dataclasses.replace(report, applied="nothing was trained: there is no adapter to save (control run)")
+    import deltaw as dw
+
+    saved: Any = dw.save(job.model, job.output, name=NAME)
+    files = tuple(sorted(entry.name for entry in Path(saved.path).iterdir() if entry.name.startswith("adapter_")))
+    return dataclasses.replace(
+        report, files=files, applied=applied(job, ready.wearing.sites), fidelity=_fidelity(job),
+        next_commands=_next(job),
+    )  # fmt: skip
+
+
+def applied(job: Job, sites: int) -> str:
+    """Count the modules whose saved update is not zero.
+
+    Args:
+        job: whose adapter was saved.
+        sites: modules that were adapted.
+
+    Returns:
+        One line.
+    """
+    import deltaw as dw
+
+    adapter: Any = dw.Adapter.open(job.output)
+    norms = adapter.norms()
+    moved = sum(float(norm) > 0 for norm in norms.values())
+    line = f"applied to {moved}/{sites} modules"
+    return line if moved == sites else f"{line}: the update of the others is still zero"
+
+
+def _fidelity(job: Job) -> str:
+    """One line on merging the adapter: does the merged model say what the adapted one says."""
+    from deltaw.ship.merge import fidelity
+
+    examples: Any = job.train if job.valid is None else job.valid
+    probes = [torch.tensor([examples[index].ids], device=job.device) for index in range(min(4, len(examples)))]
+    was_training = job.model.training
+    job.model.eval()
+    try:
+        return str(fidelity(job.model, probes)).strip()
+    finally:
+        job.model.train(was_training)
+
+
+def _next(job: Job) -> tuple[str, ...]:
+    model, adapter, data = shell(job.config.model.path), shell(job.output), shell(job.config.data.path)
+    lines = [
+        f"deltaw eval --model {model} --adapter {adapter} --data {data}",
+        f"deltaw merge --model {model} --adapter {adapter} --output {adapter}-merged",
+    ]
+    if job.task == "causal":
+        lines.insert(0, f"deltaw generate --model {model} --adapter {adapter}")
+    return tuple(lines)
+
+
+def save_model(job: Job) -> tuple[str, ...]:
+    """Write a complete model directory into the output, file by file, each whole or not at all.
+
+    Args:
+        job: whose model was trained.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        CheckpointError: if the disk is full.
+    """
+    model: Any = job.model
+    place = job.output / f"{TEMPORARY}model"
+    try:
+        with hushed():
+            model.save_pretrained(place)
+            job.tokenizer.save_pretrained(place)
+        files = sorted(place.iterdir())
+        for file in files:
+            sync(file)
+        for file in files:
+            file.replace(job.output / file.name)
+        sync(job.output)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            "the model cannot be saved",
+            where=str(job.output),
+            got=str(error),
+            expected="a writable place with enough free space",
+            hint=f"free some space, then run `deltaw train --resume {job.output}`",
+        ) from None
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return tuple(file.name for file in files)
+
+
+def _write_records(ready: Ready, memory: Memory, report: RunReport) -> RunReport:
+    """The plot, the card and report.json."""
+    job, config = ready.job, ready.job.config
+    written = [METRICS]
+    if config.run.plot:
+        plot_loss(read_metrics(job.output / METRICS), job.output / PLOT, f"{config.model.path}: {job.task}")
+        written.append(PLOT)
+    saved_step = memory.best_step if memory.best and memory.best_step is not None else memory.step
+    facts = CardFacts(
+        config=config, task=job.task, summary=ready.wearing.summary, choices=report.choices, steps=saved_step,
+        before=report.before, after=report.after,
+        rows=(len(job.train), 0 if job.valid is None else len(job.valid)), labels=job.labels,
+        versions={name: importlib.metadata.version(name) for name in ("deltaw", "torch", "transformers")},
+    )  # fmt: skip
+    write_text(job.output / CARD, model_card(facts))
+    report = dataclasses.replace(report, files=(*report.files, *written, CARD, REPORT))
+    write_text(job.output / REPORT, json.dumps(payload(report), indent=2) + "\n")
+    return report

@@ -1,0 +1,190 @@
+"""Everything before step 1: from settings to a job, saying at each turn what was found and chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import deltaw.train.defaults as defaults
+from deltaw.train.batches import eval_batches
+from deltaw.train.callbacks import Callback
+from deltaw.train.config import TrainConfig
+from deltaw.train.defaults import Choices, Facts
+from deltaw.train.job import Job
+from deltaw.train.loss import Losses
+from deltaw.train.material import Material, Source, check_vocabulary, fingerprint, open_rows, tokenize
+from deltaw.train.model import Loaded, base_config, load_model, load_tokenizer, pick_device, pick_dtype
+from deltaw.train.rng import seed_everything
+from deltaw.train.wear import Wearing, parameters_per_rank, wear
+
+__all__ = ["Ready", "prepare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A job and what the reports say of it.
+
+    Args:
+        job: ready to run.
+        choices: every setting that was settled.
+        material: the examples.
+        wearing: what is trained.
+        notes: lines the user should see at the end too.
+    """
+
+    job: Job
+    choices: Choices
+    material: Material
+    wearing: Wearing
+    notes: tuple[str, ...]
+
+
+def prepare(config: TrainConfig, callback: Callback) -> Ready:
+    """Load, look, choose and attach; nothing is written.
+
+    Args:
+        config: the user's settings.
+        callback: hears of data, one example, the model, the plan and the choices.
+
+    Returns:
+        The job.
+    """
+    # Before anything draws: the adapter's A and a classifier's new head come from this seed.
+    seed_everything(config.run.seed)
+    if config.run.threads is not None:
+        torch.set_num_threads(config.run.threads)
+    choices = Choices()
+    declared = base_config(config.model.path)
+    tokenizer, padding = load_tokenizer(config.model.path)
+    source = open_rows(config)
+    positions = _positions(declared, tokenizer)
+    max_length = defaults.choose_length(choices, config, positions)
+    material = tokenize(config, source, tokenizer, max_length)
+    _tell_data(callback, config, source, material, tokenizer)
+    loaded = _load(config, source.task, tokenizer, material.labels)
+    check_vocabulary(material.train, loaded.model.get_input_embeddings().num_embeddings, config.data.path)  # type: ignore[operator]
+    wearing, facts = _wear(config, choices, loaded, material, positions)
+    job, total = _job(config, choices, loaded, source.task, material, wearing, tokenizer, facts)
+    lines = [*loaded.notes, *material.notes, *wearing.notes]
+    callback.on_section("model", "\n".join([*_describe(config, loaded), padding, wearing.summary, *lines]))
+    callback.on_section("settings", "\n".join(map(str, choices.made)))
+    advice = defaults.advice(choices, facts, config, total)
+    if advice:
+        callback.on_section("advice", "\n".join(advice))
+    return Ready(job=job, choices=choices, material=material, wearing=wearing, notes=tuple(material.notes))
+
+
+def _positions(declared: Any, tokenizer: Any) -> int | None:
+    """The longest sequence that model and tokenizer take."""
+    text = declared.get_text_config()
+    found = [getattr(text, "max_position_embeddings", None), tokenizer.model_max_length]
+    # Tokenizers without a limit say 1e30.
+    sane = [int(value) for value in found if value and value < 10**9]
+    return min(sane) if sane else None
+
+
+def _tell_data(callback: Callback, config: TrainConfig, source: Source, material: Material, tokenizer: Any) -> None:
+    from deltaw.train.data import show
+
+    callback.on_section("data", f"{material.train.report}\n{material.reason}")
+    example = material.train[0]
+    if source.task == "causal":
+        callback.on_section("example (trained tokens between [[ and ]])", show(example, tokenizer))
+        return
+    label = material.labels[int(example.label)] if material.labels else f"{example.label:g}"
+    callback.on_section("example", f"{tokenizer.decode(example.ids)}\nlabel: {label}")
+
+
+def _load(config: TrainConfig, task: str, tokenizer: Any, labels: tuple[str, ...]) -> Loaded:
+    device, _ = pick_device(config.model.device)
+    dtype, _ = pick_dtype(config.model.dtype, device, config.adapter.method)
+    return load_model(
+        config.model, task=task, method=config.adapter.method, device=device, dtype=dtype,
+        pad_id=tokenizer.pad_token_id, labels=labels,
+    )  # fmt: skip
+
+
+def _describe(config: TrainConfig, loaded: Loaded) -> list[str]:
+    device_why = pick_device(config.model.device)[1]
+    dtype_why = pick_dtype(config.model.dtype, loaded.device, config.adapter.method)[1]
+    dtype = str(loaded.dtype).removeprefix("torch.")
+    count = sum(parameter.numel() for name, parameter in loaded.model.named_parameters() if ".lora." not in name)
+    threads = f", {torch.get_num_threads()} threads" if loaded.device.type == "cpu" else ""
+    return [
+        f"{config.model.path}: {type(loaded.model).__name__}, {count:,} parameters",
+        f"device {loaded.device} ({device_why}){threads}; {dtype} ({dtype_why})",
+    ]
+
+
+def _wear(
+    config: TrainConfig, choices: Choices, loaded: Loaded, material: Material, positions: int | None
+) -> tuple[Wearing, Facts]:
+    """Settle the rank and put the adapter on."""
+    text: Any = loaded.model.config.get_text_config()  # type: ignore[operator,union-attr]
+    fresh = config.adapter.method == "lora" and config.adapter.start is None
+    facts = Facts(
+        family=text.model_type,
+        hidden=int(getattr(text, "hidden_size", 0)),
+        positions=positions,
+        rows=len(material.train),
+        trained_tokens=material.train.trained_tokens,
+        per_rank=parameters_per_rank(loaded.model, config) if fresh else 0,
+    )
+    rank = defaults.choose_rank(choices, config, facts) if fresh else 0
+    if fresh:
+        choices.add("adapter.alpha", config.adapter.alpha, None, "")
+    return wear(loaded.model, config, rank, loaded.heads), facts
+
+
+def _job(
+    config: TrainConfig, choices: Choices, loaded: Loaded, task: str, material: Material, wearing: Wearing,
+    tokenizer: Any, facts: Facts,
+) -> tuple[Job, int]:  # fmt: skip
+    """Settle batches, steps and rate."""
+    lengths = [int(length) for length in material.train.lengths]
+    plan, total = defaults.choose_batches(choices, config, lengths)
+    valid = material.valid
+    defaults.choose_rest(choices, config, facts, total, len(valid) if valid is not None else 0)
+    values = choices.values()
+    batches = () if valid is None else eval_batches(
+        [int(length) for length in valid.lengths], plan.batch_size, plan.batch_tokens, config.run.eval_limit
+    )  # fmt: skip
+    job = Job(
+        config=config,
+        model=loaded.model,
+        tokenizer=tokenizer,
+        task=task,
+        losses=Losses(loaded.model, task),
+        device=loaded.device,
+        parameters=wearing.parameters,
+        train=material.train,
+        valid=valid,
+        plan=plan,
+        valid_batches=tuple(map(tuple, batches)),
+        total=total if wearing.parameters else 0,
+        lr=float(values["optim.lr"]),
+        eval_every=int(values["run.eval_every"]),
+        save_every=int(values["run.save_every"]),
+        output=Path(config.run.output).expanduser(),
+        labels=material.labels,
+        identity=_identity(loaded, task, material, values),
+    )
+    return job, total
+
+
+def _identity(loaded: Loaded, task: str, material: Material, values: dict[str, Any]) -> dict[str, Any]:
+    """What a resumed run must share with the run it continues."""
+    from deltaw.train.identity import base_identity
+
+    settled = {name: value for name, value in values.items() if name != "run.save_every"}
+    return {
+        "base": base_identity(loaded.model),
+        "task": task,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
+        "training examples": fingerprint(material.train),
+        "validation examples": "none" if material.valid is None else fingerprint(material.valid),
+        **settled,
+    }

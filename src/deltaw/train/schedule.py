@@ -1,0 +1,81 @@
+"""The learning rate as a pure function of the step, and the optimizer over the trainable set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch.nn import Parameter
+
+from deltaw.train.config import OptimConfig
+
+__all__ = ["learning_rate", "make_optimizer", "warmup_steps"]
+
+
+def warmup_steps(warmup: float, total: int) -> int:
+    """Resolve a warm-up given as steps or as a fraction.
+
+    Args:
+        warmup: a number of steps, or a fraction of ``total`` where below 1.
+        total: steps of the run.
+
+    Returns:
+        Number of steps, at most ``total``.
+    """
+    return min(total, round(warmup * total) if warmup < 1 else int(warmup))
+
+
+def learning_rate(step: int, *, total: int, peak: float, schedule: str, warmup: int) -> float:
+    """Rate of one step.
+
+    The warm-up climbs so that its last step has the peak; decay reaches zero one step after the run's end, so that no
+    step is wasted.
+
+    Args:
+        step: counted from 0.
+        total: steps of the run.
+        peak: the highest rate.
+        schedule: ``constant``, ``linear`` or ``cosine``.
+        warmup: number of steps.
+
+    Returns:
+        The rate, > 0 within the run.
+
+    Example:
+        >>> [learning_rate(s, total=4, peak=1.0, schedule="linear", warmup=0) for s in range(4)]
+        [1.0, 0.75, 0.5, 0.25]
+    """
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    progress = (step - warmup) / max(1, total - warmup)
+    if schedule == "linear":
+        return peak * (1.0 - progress)
+    return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def make_optimizer(parameters: Sequence[tuple[str, Parameter]], config: OptimConfig, lr: float) -> torch.optim.AdamW:
+    """AdamW over exactly the trainable parameters, one group, in one fused kernel.
+
+    Args:
+        parameters: from ``deltaw.trainable``; at least one.
+        config: betas, epsilon and weight decay.
+        lr: the first step's rate.
+
+    Returns:
+        The optimizer.
+    """
+    fused = all(
+        parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for _, parameter in parameters
+    )
+    return torch.optim.AdamW(
+        [parameter for _, parameter in parameters],
+        lr=lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=fused,
+        foreach=None if fused else True,
+    )
