@@ -134,7 +134,9 @@ def _recorded(config: LoRAConfig, made: Plan) -> LoRAConfig:
             return tuple(patterns)
         return tuple(sorted(paths))
 
-    sites = [site.path + (f"[{','.join(p.name for p in site.parts)}]" if site.parts[0].name else "") for site in made.sites]
+    sites = [
+        site.path + (f"[{','.join(p.name for p in site.parts)}]" if site.parts[0].name else "") for site in made.sites
+    ]
     exclude = () if not all(isinstance(p, str) for p in config.exclude) else config.exclude  # type: ignore[union-attr]
     also = strings(config.train_also, [path for path, _ in made.copies])
     return config.replace(targets=strings(config.targets, sites) or ("all-linear",), exclude=exclude, train_also=also)

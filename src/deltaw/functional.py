@@ -21,7 +21,16 @@ from torch import Tensor
 
 from deltaw.errors import ConfigError
 
-__all__ = ["add_term", "compute_dtype", "delta_weight", "drop", "embed_down", "linear_down", "merge_weight", "scaling_of"]
+__all__ = [
+    "add_term",
+    "compute_dtype",
+    "delta_weight",
+    "drop",
+    "embed_down",
+    "linear_down",
+    "merge_weight",
+    "scaling_of",
+]
 
 
 def scaling_of(rank: int, alpha: float, rank_stabilized: bool = False) -> float:
@@ -75,7 +84,9 @@ def linear_down(x: Tensor, lora_A: Tensor) -> Tensor:
     return F.linear(x, lora_A.to(x.dtype))
 
 
-def embed_down(ids: Tensor, lora_A: Tensor, padding_idx: int | None, scale_grad_by_freq: bool, dtype: torch.dtype) -> Tensor:
+def embed_down(
+    ids: Tensor, lora_A: Tensor, padding_idx: int | None, scale_grad_by_freq: bool, dtype: torch.dtype
+) -> Tensor:
     """First half of the term for an embedding: columns of A picked by token.
 
     Args:

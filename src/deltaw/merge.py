@@ -155,7 +155,11 @@ def _check_weights(model: nn.Module, record: Record, mix: Mix, changes: list[_Ch
     owners: dict[tuple[int, ...], str] = {}
     for change in changes:
         weight = change.parameter
-        if type(weight) not in (nn.Parameter, Tensor) or weight.is_meta or (change.where.endswith(".weight") and not weight.is_floating_point()):
+        if (
+            type(weight) not in (nn.Parameter, Tensor)
+            or weight.is_meta
+            or (change.where.endswith(".weight") and not weight.is_floating_point())
+        ):
             raise _refuse(
                 "this weight cannot be merged into", f"parameter '{change.where}'",
                 f"{type(weight).__name__} of {weight.dtype} on {weight.device}", "a plain floating-point weight",
@@ -169,7 +173,12 @@ def _check_weights(model: nn.Module, record: Record, mix: Mix, changes: list[_Ch
                 "untie the weights first, or run unmerged.",
             )  # fmt: skip
     names = {name for name, _ in mix}
-    spoken = {id(m) for module in record.modules.values() if names & set(container_of(module)._modules) for m in module.modules()}
+    spoken = {
+        id(m)
+        for module in record.modules.values()
+        if names & set(container_of(module)._modules)
+        for m in module.modules()
+    }
     for path, module in base_modules(model):
         for key, parameter in module._parameters.items():
             if parameter is not None and id(module) not in spoken and storage_key(parameter) in owners:

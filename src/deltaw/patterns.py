@@ -114,7 +114,10 @@ def suffixes(paths: Iterable[str]) -> list[str]:
 
 def _bad_layers(spec: object, got: str, count: int) -> TargetError:
     return TargetError(
-        "no such block", where=f"layers={spec!r}", got=got, expected=f"indices from 0 to {count - 1}" if count else "a model with a list of blocks",
+        "no such block",
+        where=f"layers={spec!r}",
+        got=got,
+        expected=f"indices from 0 to {count - 1}" if count else "a model with a list of blocks",
         hint='write integers, "0-3,7" or "last:4".',
     )
 

@@ -121,7 +121,15 @@ class Plan:
             key = (leaf + (f"[{parts}]" if parts else ""), site.kind.name, site.in_features, site.out_features)
             groups.setdefault((*key, tuple(p.rank for p in site.parts), site.scaling), []).append(site)
         rows = [
-            (leaf, kind, f"{n_in} -> {n_out}", "+".join(map(str, ranks)), f"{scaling:g}", len(sites), sum(s.parameters for s in sites))
+            (
+                leaf,
+                kind,
+                f"{n_in} -> {n_out}",
+                "+".join(map(str, ranks)),
+                f"{scaling:g}",
+                len(sites),
+                sum(s.parameters for s in sites),
+            )
             for (leaf, kind, n_in, n_out, ranks, scaling), sites in groups.items()
         ]
         text = table(("module", "kind", "size", "rank", "scaling", "count", "parameters"), rows)

@@ -209,7 +209,11 @@ def _refuse_readers(tree: _Tree, path: str) -> None:
     reader = type(parent).__name__
     if isinstance(parent, nn.MultiheadAttention):
         why = "nn.MultiheadAttention multiplies out_proj.weight itself"
-    elif isinstance(parent, nn.TransformerEncoderLayer) and leaf in ("linear1", "linear2") and torch.backends.mha.get_fastpath_enabled():
+    elif (
+        isinstance(parent, nn.TransformerEncoderLayer)
+        and leaf in ("linear1", "linear2")
+        and torch.backends.mha.get_fastpath_enabled()
+    ):
         why = "the fast path of nn.TransformerEncoderLayer reads linear1 and linear2 directly in eval mode"
     elif "Mamba" in reader and leaf in ("out_proj", "x_proj", "dt_proj", "conv1d"):
         why = f"the fused kernels of {reader} read {leaf}.weight directly"
@@ -253,7 +257,9 @@ def _twins(path: str, module: nn.Module, others: list[User], policy: str) -> tup
     return tuple(twins)
 
 
-def _full_and_biases(tree: _Tree, config: LoRAConfig, chosen: Iterable[str], copies: list[str]) -> list[tuple[str, nn.Module]]:
+def _full_and_biases(
+    tree: _Tree, config: LoRAConfig, chosen: Iterable[str], copies: list[str]
+) -> list[tuple[str, nn.Module]]:
     """Biases trained beside the base's own."""
     if config.bias == "none":
         return []
@@ -326,14 +332,32 @@ def finish(
         aliases = tuple(tree.paths[id(module)][1:])
         sites.append(
             Site(
-                path=path, module=module, kind=kind, in_features=n_in, out_features=n_out, parts=choice.parts,
-                pattern=choice.pattern, aliases=aliases, twins=twins,
+                path=path,
+                module=module,
+                kind=kind,
+                in_features=n_in,
+                out_features=n_out,
+                parts=choice.parts,
+                pattern=choice.pattern,
+                aliases=aliases,
+                twins=twins,
             )
         )
     notes = notes + _remarks(sites, config)
-    total = sum(p.numel() for p in {id(p): p for m in tree.modules.values() for p in m._parameters.values() if p is not None}.values())
+    total = sum(
+        p.numel()
+        for p in {id(p): p for m in tree.modules.values() for p in m._parameters.values() if p is not None}.values()
+    )
     full = tuple((path, tree.modules[path]) for path in copies)
-    return Plan(config=config, sites=tuple(sites), copies=full, biases=tuple(biases), matched=matched, total=total, notes=tuple(notes))
+    return Plan(
+        config=config,
+        sites=tuple(sites),
+        copies=full,
+        biases=tuple(biases),
+        matched=matched,
+        total=total,
+        notes=tuple(notes),
+    )
 
 
 def _remarks(sites: list[Site], config: LoRAConfig) -> list[str]:
@@ -390,7 +414,10 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     model = require_model(model)
     if not any(True for _ in model.parameters()):
         raise ModelError(
-            "the model has no parameter", where=type(model).__name__, got="0 parameters", expected="at least one",
+            "the model has no parameter",
+            where=type(model).__name__,
+            got="0 parameters",
+            expected="at least one",
             hint="pass the whole model.",
         )
     tree = _Tree(model)

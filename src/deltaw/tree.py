@@ -56,7 +56,9 @@ def require_model(model: object) -> nn.Module:
     return unwrap(model)
 
 
-def base_modules(model: nn.Module, prefix: str = "", seen: dict[int, list[str]] | None = None) -> Iterator[tuple[str, nn.Module]]:
+def base_modules(
+    model: nn.Module, prefix: str = "", seen: dict[int, list[str]] | None = None
+) -> Iterator[tuple[str, nn.Module]]:
     """Walk the base's modules once each, leaving out adapters.
 
     Args:

@@ -26,7 +26,18 @@ from deltaw.sites import Part
 from deltaw.tree import CONTAINER
 from deltaw.variants import VARIANTS
 
-__all__ = ["Adapters", "BiasOnly", "Factors", "FullCopy", "SiteLoRA", "SlicedLoRA", "Twin", "WholeLoRA", "site_lora", "slot"]
+__all__ = [
+    "Adapters",
+    "BiasOnly",
+    "Factors",
+    "FullCopy",
+    "SiteLoRA",
+    "SlicedLoRA",
+    "Twin",
+    "WholeLoRA",
+    "site_lora",
+    "slot",
+]
 
 
 class Factors(nn.Module):

@@ -1,0 +1,184 @@
+"""save and load: PEFT's directory, strict both ways.
+
+Every tensor of a file lands exactly once, every adapter parameter gets exactly one; shapes, ranks and the base's
+fingerprint are checked, and all problems are told in one error before anything is touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.adapter import METADATA, Adapter
+from deltaw.attach import attach_plan
+from deltaw.errors import CheckpointError
+from deltaw.export import export
+from deltaw.fit import Fit, fit
+from deltaw.layer import container_of
+from deltaw.peft_config import FIELDS
+from deltaw.record import Record, Worn, find_record, record_of
+from deltaw.reports import size
+from deltaw.tree import require_model
+from deltaw.worn import BiasOnly, Factors, FullCopy, SlicedLoRA, WholeLoRA
+
+__all__ = ["LoadReport", "SaveReport", "load", "save"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveReport:
+    """What ``save`` wrote.
+
+    Args:
+        path: the directory.
+        bytes: size of the files.
+        tensors: number of tensors.
+        notes: what a reader should know.
+    """
+
+    path: Path
+    bytes: int
+    tensors: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One line and the notes."""
+        head = f"saved {self.tensors} tensors, {size(self.bytes)}, to {self.path}"
+        return "\n".join([head, *(f"note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What ``load`` did.
+
+    Args:
+        name: name of the adapter.
+        path: where it came from.
+        applied: number of modules that got their tensors.
+        total: number of modules the file speaks of.
+        tensors: number of tensors that landed.
+        notes: what a reader should know.
+    """
+
+    name: str
+    path: Path
+    applied: int
+    total: int
+    tensors: int
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """One line and the notes."""
+        head = f"loaded {self.name!r} from {self.path}: applied to {self.applied}/{self.total} modules, {self.tensors} tensors"
+        return "\n".join([head, *(f"note: {note}" for note in self.notes)])
+
+
+def save(model: nn.Module, directory: str | Path, name: str = "default") -> SaveReport:
+    """Write one adapter as a PEFT directory, atomically and with reproducible bytes.
+
+    Factors are written in fp32, full copies in their own dtype. Slices of a fused projection become one plain LoRA,
+    which every reader understands, and are read back as slices by deltaw.
+
+    Args:
+        model: an attached model.
+        directory: made if absent; other files in it stay.
+        name: which adapter.
+
+    Returns:
+        A report.
+
+    Raises:
+        StateError: if the model wears no such adapter, or is merged.
+        CheckpointError: if a value is not finite or the disk refuses; the old files are then untouched.
+    """
+    root = require_model(model)
+    record = record_of(root, "save")
+    record.require_unmerged("save")
+    record.resolve(name)
+    adapter, notes = export(root, record, name)
+    broken = [key for key, tensor in adapter.tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise CheckpointError(
+            "the adapter holds values that are not finite",
+            where=f"adapter {name!r}, {len(broken)} tensors, first '{broken[0]}'",
+            got="NaN or infinity",
+            expected="finite numbers",
+            hint="the training diverged; lower the learning rate and go back to an earlier checkpoint.",
+        )
+    written = adapter.save(directory)
+    return SaveReport(path=Path(directory), bytes=written, tensors=len(adapter.tensors), notes=tuple(notes))
+
+
+def load(
+    model: nn.Module,
+    directory: str | Path,
+    name: str = "default",
+    *,
+    trainable: bool = False,
+    allow_other_base: bool = False,
+) -> LoadReport:
+    """Put a saved adapter on a model; it becomes the active one.
+
+    Reads what deltaw and PEFT write. Tensors are copied to their layer's device; factors are held in fp32.
+
+    Args:
+        model: the base it was trained on, plain or with other adapters.
+        directory: the adapter's directory.
+        name: name to give it.
+        trainable: whether it is to be trained further.
+        allow_other_base: accept a base whose weights differ from the one recorded in the file.
+
+    Returns:
+        A report.
+
+    Raises:
+        CheckpointError: if files are damaged, or anything does not fit; the message lists every problem and the model
+            is as it was.
+        StateError: if the name is taken or the model is merged.
+    """
+    root = require_model(model)
+    record = find_record(root)
+    if record is not None:
+        record.require_unmerged("load")
+    adapter = Adapter.open(directory)
+    fitted = fit(root, adapter, allow_other_base=allow_other_base)
+    foreign = {key: value for key, value in adapter.raw.items() if key not in FIELDS}
+    kept = {key: adapter.raw.get(key) for key in ("base_model_name_or_path", "revision", "task_type")}
+    worn = Worn(fitted.plan.config, {**foreign, **kept}, {k: v for k, v in adapter.metadata.items() if k != METADATA})
+    attach_plan(root, fitted.plan, name, trainable=trainable, worn=worn)
+    _fill(record_of(root, "load"), name, fitted)
+    modules = len(fitted.plan.sites) + len(fitted.plan.copies) + sum(len(site.twins) for site in fitted.plan.sites)
+    return LoadReport(
+        name=name,
+        path=Path(directory),
+        applied=modules,
+        total=fitted.total,
+        tensors=len(adapter.tensors),
+        notes=tuple(fitted.notes),
+    )
+
+
+@torch.no_grad()
+def _fill(record: Record, name: str, fitted: Fit) -> None:
+    """Copy a file's tensors into the adapter's parameters, which stay the same objects."""
+    for path, module in record.modules.items():
+        entry = container_of(module)._modules.get(name)
+        if isinstance(entry, WholeLoRA):
+            _copy(entry, fitted.factors[path, ""])
+        elif isinstance(entry, SlicedLoRA):
+            for factors in entry.children():
+                assert isinstance(factors, Factors)
+                _copy(factors, fitted.factors[path, factors.part.name])
+        elif isinstance(entry, FullCopy):
+            entry.module.load_state_dict(fitted.copies[path])
+        bias: Any = getattr(entry, "bias", None)
+        if bias is not None and isinstance(entry, WholeLoRA | SlicedLoRA | BiasOnly):
+            bias.copy_(fitted.biases[path])
+
+
+def _copy(factors: Factors, pair: tuple[Tensor, Tensor]) -> None:
+    factors.lora_A.copy_(pair[0])
+    factors.lora_B.copy_(pair[1])

@@ -1,0 +1,88 @@
+"""A cheap identity of a base model: shapes and a few sampled values of the weights that an adapter touches.
+
+The samples are compared in the coarser of the two dtypes, so that one checkpoint loaded in fp32, fp16 or bf16 is one
+base. Only adapted weights are read, a few rows each, so a 7B model costs milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["differences", "fingerprint"]
+
+_SAMPLES = 8
+_SITES = 64
+_MANTISSA = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}
+
+
+def _sample(weight: Tensor) -> list[float] | None:
+    """A few values spread over a weight; None where it has no plain values to read."""
+    if type(weight) not in (Tensor, nn.Parameter) or weight.is_meta or weight.dtype not in _MANTISSA:
+        return None
+    flat = weight.detach().reshape(-1)
+    at = torch.linspace(0, flat.numel() - 1, _SAMPLES, dtype=torch.float64).round().long()
+    return [float(value) for value in flat[at.to(flat.device)].to(torch.float32)]
+
+
+def fingerprint(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
+    """Describe a base by the weights an adapter touches.
+
+    Args:
+        modules: (path, module) of the adapted modules, in any order.
+
+    Returns:
+        A JSON-ready dictionary: ``id`` (short hash), ``dtype``, ``sites`` path -> [shape, samples or None].
+
+    Example:
+        >>> net = nn.Linear(2, 2); a = fingerprint([("fc", net)]); a == fingerprint([("fc", net)])
+        True
+    """
+    chosen = sorted(modules, key=lambda item: item[0])
+    step = max(1, -(-len(chosen) // _SITES))
+    sites: dict[str, Any] = {}
+    dtype = "float32"
+    for index, (path, module) in enumerate(chosen):
+        weight: Any = getattr(module, "weight", None)
+        if weight is None:
+            continue
+        dtype = str(weight.dtype).removeprefix("torch.")
+        sites[path] = [list(weight.shape), _sample(weight) if index % step == 0 else None]
+    digest = hashlib.sha256(repr(sorted(sites.items())).encode()).hexdigest()[:16]
+    return {"id": digest, "dtype": dtype, "sites": sites}
+
+
+def _same(a: float, b: float, bits: int) -> bool:
+    """Equal up to one unit in the last place of a mantissa of ``bits`` bits; exactly equal for full precision."""
+    return a == b or (a != a and b != b) or abs(a - b) <= max(abs(a), abs(b)) * 2.0**-bits
+
+
+def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """Where two fingerprints disagree.
+
+    Args:
+        saved: from the adapter's file.
+        present: of the model at hand.
+
+    Returns:
+        One line per weight that differs; empty for the same base.
+    """
+    kinds = [getattr(torch, str(side.get("dtype", "float32")), torch.float32) for side in (saved, present)]
+    same_dtype = kinds[0] == kinds[1]
+    bits = min(_MANTISSA.get(kind, 7) for kind in kinds)
+    lines = []
+    for path, (shape, values) in saved.get("sites", {}).items():
+        other = present["sites"].get(path)
+        if other is None:
+            continue
+        if other[0] != shape:
+            lines.append(f"'{path}': shape {tuple(other[0])}, saved for {tuple(shape)}")
+        elif values is not None and other[1] is not None:
+            pairs = zip(values, other[1], strict=True)
+            if not all(a == b if same_dtype else _same(a, b, bits) for a, b in pairs):
+                lines.append(f"'{path}': other values than the base it was trained on")
+    return lines

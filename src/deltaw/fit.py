@@ -1,0 +1,330 @@
+"""Fitting an adapter's file to a model: every tensor a place, every place a tensor, or one error that says it all."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.adapter import Adapter
+from deltaw.errors import CheckpointError, DeltawError, nearest
+from deltaw.fingerprint import differences, fingerprint
+from deltaw.functional import scaling_of
+from deltaw.keys import Contents
+from deltaw.layers import kind_of
+from deltaw.patterns import Matcher, block_indices
+from deltaw.peft_config import alpha_for
+from deltaw.sites import Part, Plan
+from deltaw.targets import Choice, finish
+from deltaw.tree import base_modules
+
+__all__ = ["Fit", "fit"]
+
+_SHOWN = 12
+
+
+@dataclass
+class Fit:
+    """How a file's tensors land in a model.
+
+    Args:
+        plan: what to attach.
+        factors: (path, part name) -> (A, B).
+        copies: path -> state dict of a module trained in full.
+        biases: path -> trained bias.
+        total: number of modules the file speaks of.
+        notes: what a reader should know.
+    """
+
+    plan: Plan
+    factors: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    copies: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    total: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+class _Fitting:
+    """One pass over a file; collects problems instead of stopping at the first."""
+
+    def __init__(self, model: nn.Module, adapter: Adapter, allow_other_base: bool) -> None:
+        self.model, self.adapter, self.allow = model, adapter, allow_other_base
+        self.raw, self.own = dict(adapter.raw), adapter.own
+        self.contents: Contents = adapter.contents
+        self.modules = dict(base_modules(model))
+        self.problems: list[str] = []
+        self.notes: list[str] = []
+        self.chosen: dict[str, Choice] = {}
+        self.factors: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+        self.copies: dict[str, dict[str, Tensor]] = {}
+        self.biases: dict[str, Tensor] = {}
+
+    def finite(self) -> None:
+        """Refuse NaN and infinity."""
+        for key, tensor in sorted(self.adapter.tensors.items()):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                self.problems.append(f"'{key}' holds NaN or infinity")
+
+    def sites(self) -> None:
+        """Every pair of factors needs a module of its kind and size."""
+        for path, pair in self.contents.factors.items():
+            module = self.modules.get(path)
+            kind = kind_of(module) if module is not None else None
+            if module is None:
+                names = [p for p, m in self.modules.items() if kind_of(m) is not None]
+                self.problems.append(f"no module '{path}' in the model; nearest: {nearest(path, names, 2)}")
+            elif kind is None or kind.suffixes != self.contents.suffixes[path]:
+                self.problems.append(f"'{path}' is a {type(module).__name__}, which these tensors do not fit")
+            elif set(pair) != {0, 1}:
+                self.problems.append(
+                    f"'{path}' has lora_{'A' if 0 in pair else 'B'} but no lora_{'B' if 0 in pair else 'A'}"
+                )
+            elif self._sizes_fit(path, pair[0], pair[1], kind.sizes(module)):
+                self._parts(path, pair[0], pair[1], kind.sizes(module)[1])
+
+    def _sizes_fit(self, path: str, lora_A: Tensor, lora_B: Tensor, sizes: tuple[int, int]) -> bool:
+        found = (tuple(lora_A.shape), tuple(lora_B.shape))
+        rank = lora_A.shape[0] if lora_A.dim() == 2 else 0
+        if rank == 0 or found != ((rank, sizes[0]), (sizes[1], rank)):
+            self.problems.append(f"'{path}': A {found[0]} and B {found[1]} do not fit a {sizes[0]} -> {sizes[1]} layer")
+            return False
+        stated = self.raw.get("r", 8)
+        for key, value in (self.raw.get("rank_pattern") or {}).items():
+            if re.match(rf"(.*\.)?({key})$", path):
+                stated = value
+                break
+        if stated != rank:
+            self.problems.append(f"'{path}': rank {rank} in the tensors, {stated} in adapter_config.json")
+        return True
+
+    def _parts(self, path: str, lora_A: Tensor, lora_B: Tensor, width: int) -> None:
+        """Parts of one site: one, or the slices that our metadata describes."""
+        rank, alpha = lora_A.shape[0], alpha_for(self.raw, path)
+        scaling = scaling_of(rank, alpha, bool(self.raw.get("use_rslora", False)))
+        slices = self.own.get("slices", {}).get(path)
+        if not slices:
+            self.chosen[path] = Choice(
+                path, parts=(Part(name="", rank=rank, alpha=alpha, scaling=scaling, out_features=width),)
+            )
+            self.factors[path, ""] = (lora_A, lora_B)
+            return
+        parts, start, folded = [], 0, len({entry["scaling"] for entry in slices}) > 1
+        for entry in slices:
+            rows = tuple((int(a), int(b)) for a, b in entry["rows"])
+            index = torch.cat([torch.arange(a, b) for a, b in rows])
+            stop = start + int(entry["rank"])
+            own_B = lora_B[index, start:stop] / (entry["scaling"] if folded else 1.0)
+            self.factors[path, entry["name"]] = (lora_A[start:stop], own_B)
+            parts.append(
+                Part(
+                    name=entry["name"],
+                    rank=int(entry["rank"]),
+                    alpha=entry["alpha"],
+                    scaling=entry["scaling"],
+                    out_features=len(index),
+                    rows=rows,
+                )
+            )
+            start = stop
+        self.chosen[path] = Choice(path, parts=tuple(parts))
+
+    def expected(self) -> None:
+        """Modules the configuration targets must be in the file; patterns that match nothing are worth a line."""
+        config = self.adapter.config
+        if config.targets == ("all-linear",):
+            return
+        prefixes: tuple[str, ...] = ("",)
+        if config.layers is not None:
+            try:
+                prefixes = tuple(block_indices(self.model, config.layers))
+            except DeltawError:
+                return
+        for pattern in config.targets:  # type: ignore[union-attr]
+            matcher = Matcher(pattern)
+            found = [p for p, m in self.modules.items() if matcher.matches(p, m) and kind_of(m) is not None]
+            if not found:
+                self.notes.append(f"target {pattern!r} of the file matches nothing in this model")
+            for path in found:
+                excluded = any(Matcher(p).matches(path, self.modules[path]) for p in config.exclude)  # type: ignore[union-attr]
+                if (
+                    path not in self.contents.factors
+                    and path.startswith(prefixes)
+                    and not excluded
+                    and not self._saved_whole(path)
+                ):
+                    self.problems.append(f"'{path}' is a target but has no tensor in the file")
+
+    def _saved_whole(self, path: str) -> bool:
+        return any(key.startswith(f"{path}.") for key in self.contents.rest)
+
+    def rest(self) -> None:
+        """Full copies and biases: everything that is no factor."""
+        mode = self.raw.get("bias", "none")
+        for name, tensor in self.contents.base.items():
+            path, _, leaf = name.rpartition(".")
+            if leaf == "bias" and mode != "none" and path in self.contents.factors:
+                self._bias(path, tensor)
+            else:
+                self._frozen(path, leaf, tensor)
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.contents.rest.items():
+            owner = self._owner(name)
+            if owner is None:
+                self.problems.append(
+                    f"tensor '{name}' lands nowhere; nearest: {nearest(name, self._parameter_names(), 2)}"
+                )
+            else:
+                groups.setdefault(owner, {})[name[len(owner) + 1 :]] = tensor
+        for path, state in groups.items():
+            alone = set(state) == {"bias"} and mode == "all" and path not in self._saved_names()
+            if alone:
+                self._bias(path, state["bias"])
+            else:
+                self._copy(path, state)
+
+    def _parameter_names(self) -> list[str]:
+        return [f"{path}.{key}" for path, module in self.modules.items() for key in module._parameters]
+
+    def _saved_names(self) -> set[str]:
+        """Paths that ``modules_to_save`` reaches by PEFT's rule: a bare ending."""
+        names = tuple(self.raw.get("modules_to_save") or ())
+        return {path for path in self.modules if path and names and path.endswith(names)}
+
+    def _owner(self, name: str) -> str | None:
+        """The outermost module saved in full that holds a tensor, or the module whose own parameter it is."""
+        saved = self._saved_names()
+        parts = name.split(".")
+        prefixes = [".".join(parts[:i]) for i in range(1, len(parts))]
+        outer = next((prefix for prefix in prefixes if prefix in saved), None)
+        path, leaf = name.rpartition(".")[0], parts[-1]
+        module = self.modules.get(outer or path)
+        if module is None:
+            return None
+        known = module.state_dict().keys() if outer is not None else module._parameters.keys()
+        return (outer or path) if (name[len(outer) + 1 :] if outer is not None else leaf) in known else None
+
+    def _bias(self, path: str, tensor: Tensor) -> None:
+        own = self.modules[path]._parameters.get("bias") if path in self.modules else None
+        if own is None or own.shape != tensor.shape:
+            self.problems.append(f"'{path}.bias' {tuple(tensor.shape)} fits no bias of the model")
+        else:
+            self.biases[path] = tensor
+
+    def _frozen(self, path: str, leaf: str, tensor: Tensor) -> None:
+        """A frozen base tensor that PEFT wrote along: it must be the base's own."""
+        own = self.modules[path]._parameters.get(leaf) if path in self.modules else None
+        if own is None or own.shape != tensor.shape:
+            self.problems.append(f"base tensor '{path}.{leaf}' {tuple(tensor.shape)} fits nothing in the model")
+        elif (
+            not own.is_meta
+            and not torch.allclose(own.detach().float().cpu(), tensor.float(), rtol=1e-2, atol=1e-6)
+            and not self.allow
+        ):
+            self.problems.append(f"base tensor '{path}.{leaf}' in the file is not this base's")
+        else:
+            self.notes.append(f"'{path}.{leaf}' is a copy of the frozen base that PEFT wrote along")
+
+    def _copy(self, path: str, state: dict[str, Tensor]) -> None:
+        own = self.modules[path].state_dict()
+        missing = sorted(set(own) - set(state))
+        wrong = [
+            f"{key} {tuple(v.shape)} for {tuple(own[key].shape)}"
+            for key, v in state.items()
+            if key in own and v.shape != own[key].shape
+        ]
+        if missing or wrong:
+            self.problems.append(
+                f"'{path}', saved in full: " + ", ".join([f"no tensor for {key}" for key in missing] + wrong)
+            )
+        else:
+            self.copies[path] = state
+
+    def base(self) -> None:
+        """The base's fingerprint."""
+        saved = self.own.get("fingerprint")
+        if saved is None:
+            self.notes.append("the file records no base fingerprint, so the base was not checked")
+            return
+        lines = differences(saved, fingerprint((path, self.modules[path]) for path in self.chosen))
+        if not lines:
+            return
+        if self.allow:
+            self.notes.append(f"another base than recorded: {len(lines)} weights differ, as allowed")
+        else:
+            self.problems += [f"another base: {line}" for line in lines]
+
+
+def _twins_of(work: _Fitting) -> str:
+    """Tie policy of a file: one update on all users where our metadata says so and the tensors agree."""
+    twins: dict[str, str] = work.own.get("twins", {})
+    for path, primary in twins.items():
+        pair, other = work.contents.factors.get(path), work.contents.factors.get(primary)
+        if pair is None or other is None or set(pair) != {0, 1} or set(other) != {0, 1}:
+            continue
+        kinds = [kind_of(work.modules[p]) for p in (path, primary) if p in work.modules]
+        flipped = (
+            len(kinds) == 2
+            and kinds[0] is not None
+            and kinds[1] is not None
+            and kinds[0].transposed != kinds[1].transposed
+        )
+        expected = (other[1].t(), other[0].t()) if flipped else (other[0], other[1])
+        if not (torch.equal(pair[0], expected[0]) and torch.equal(pair[1], expected[1])):
+            work.problems.append(f"'{path}' and '{primary}' share one update but hold different tensors")
+    return "share" if twins else "separate"
+
+
+def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -> Fit:
+    """Find the place of every tensor of an adapter in a model.
+
+    Args:
+        model: the base.
+        adapter: the adapter.
+        allow_other_base: accept a base that differs from the one recorded.
+
+    Returns:
+        How the tensors land.
+
+    Raises:
+        CheckpointError: with every problem, if anything does not fit.
+    """
+    work = _Fitting(model, adapter, allow_other_base)
+    work.finite()
+    work.sites()
+    work.expected()
+    work.rest()
+    work.base()
+    ties = _twins_of(work)
+    if not work.contents.factors and not work.copies and not work.biases and not work.problems:
+        work.problems.append("the file holds no tensor of an adapter")
+    if work.problems:
+        shown = work.problems[:_SHOWN] + (
+            [f"and {len(work.problems) - _SHOWN} more"] if len(work.problems) > _SHOWN else []
+        )
+        raise CheckpointError(
+            f"the adapter does not fit the model: {len(work.problems)} problem{'s' if len(work.problems) > 1 else ''}",
+            where=f"{adapter.where} on {type(model).__name__}",
+            got="\n    - ".join(["", *shown]),
+            expected="one place for every tensor and one tensor for every place",
+            hint=_hint(work),
+        )
+    for path in [path for path in work.chosen if path in work.own.get("twins", {})]:
+        del work.chosen[path]
+    order = [path for path in work.modules if path in work.chosen]
+    biases = [(path, work.modules[path]) for path in work.modules if path in work.biases]
+    copies = [path for path in work.modules if path in work.copies]
+    config: Any = adapter.config.replace(ties=ties)
+    made = finish(model, config, {path: work.chosen[path] for path in order}, copies, biases, {}, [])
+    total = len(work.contents.factors) + len(copies)
+    return Fit(made, work.factors, work.copies, work.biases, total, work.notes + list(made.notes))
+
+
+def _hint(work: _Fitting) -> str:
+    if any("another base" in problem for problem in work.problems):
+        return "load the base it was trained on, or pass allow_other_base=True (--allow-other-base)."
+    if any("base_model." in problem for problem in work.problems):
+        return "the file's keys carry a prefix twice; save it again from the unwrapped model."
+    return "check that base and adapter belong together, or copy the adapter again."

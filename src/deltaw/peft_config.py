@@ -1,0 +1,210 @@
+"""LoRAConfig and PEFT's ``adapter_config.json``, both ways.
+
+What PEFT can write and deltaw cannot apply is refused here, by name.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from deltaw.config import LoRAConfig
+from deltaw.errors import CheckpointError
+
+__all__ = ["FIELDS", "alpha_for", "from_peft", "to_peft"]
+
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_REFUSED = {
+    "use_dora": "DoRA",
+    "lora_bias": "a bias on B",
+    "use_qalora": "QALoRA",
+    "alora_invocation_tokens": "activated LoRA",
+    "target_parameters": "LoRA on raw parameters",
+    "trainable_token_indices": "trained token rows",
+    "layer_replication": "replicated layers",
+    "use_bdlora": "block-diagonal LoRA",
+    "arrow_config": "Arrow routing",
+    "velora_config": "VeLoRA",
+    "monteclora_config": "MonteCLoRA",
+    "kasa_config": "KaSA",
+    "megatron_config": "Megatron layers",
+    "enable_lora": "the grouped layout of 2023 (enable_lora)",
+}
+FIELDS = frozenset(
+    {
+        "alpha_pattern", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode",
+        "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save",
+        "peft_type", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_rslora",
+    }
+)  # fmt: skip
+"""Fields that deltaw reads or writes itself."""
+
+
+def _bad(where: str, field: str, got: object, expected: str, hint: str) -> CheckpointError:
+    return CheckpointError(
+        f"adapter_config.json: {field} cannot be used", where=where, got=repr(got), expected=expected, hint=hint
+    )
+
+
+def _refuse(raw: dict[str, Any], where: str) -> None:
+    """Refuse what changes the meaning of the tensors in a way that deltaw does not apply."""
+    method = str(raw.get("peft_type", "")).upper()
+    if method != "LORA":
+        raise _bad(where, "peft_type", raw.get("peft_type"), "'LORA'", "this file is of another method.")
+    for field, name in _REFUSED.items():
+        if raw.get(field):
+            raise _bad(where, field, raw[field], f"no {name}", f"{name} is not applied by this version of deltaw.")
+    init = raw.get("init_lora_weights", True)
+    if isinstance(init, str) and init.lower().startswith(_CHANGED_BASE):
+        hint = "convert it to a plain LoRA with the tool that wrote it; its base is not the public one."
+        raise _bad(where, "init_lora_weights", init, "an initialization that leaves the base as it was", hint)
+
+
+def _number(raw: dict[str, Any], key: str, default: float, where: str) -> float:
+    value = raw.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise _bad(where, key, value, "a number", "the file is damaged or was edited.")
+    return value
+
+
+def _patterns(value: Any) -> tuple[str, ...]:
+    """PEFT's list is of exact names and suffixes; its string is a regular expression for the whole path."""
+    if not value:
+        return ()
+    if isinstance(value, str):
+        return ("all-linear",) if value == "all-linear" else (f"re:{value}",)
+    return tuple(sorted(str(name) for name in value))
+
+
+def _keyed(value: Any) -> dict[str, Any]:
+    """PEFT's pattern keys are regular expressions for the end of a path."""
+    return {f"re:(.*\\.)?({key})": number for key, number in (value or {}).items()}
+
+
+def from_peft(raw: dict[str, Any], where: str) -> LoRAConfig:
+    """Read PEFT's configuration.
+
+    Args:
+        raw: the parsed file.
+        where: its path, for messages.
+
+    Returns:
+        The configuration in deltaw's terms.
+
+    Raises:
+        CheckpointError: if it is of another method, uses what deltaw cannot apply, or is damaged.
+
+    Example:
+        >>> from_peft({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]}, "here").rank
+        4
+    """
+    _refuse(raw, where)
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(raw.get(key) or {}, dict):
+            raise _bad(where, key, raw[key], "an object", "the file is damaged or was edited.")
+    also = _patterns(raw.get("modules_to_save"))
+    try:
+        return LoRAConfig(
+            targets=_patterns(raw.get("target_modules")) or ("all-linear",),
+            rank=int(_number(raw, "r", 8, where)),
+            alpha=_number(raw, "lora_alpha", 8, where),
+            dropout=_number(raw, "lora_dropout", 0.0, where),
+            rank_stabilized=bool(raw.get("use_rslora", False)),
+            init="gaussian" if raw.get("init_lora_weights") == "gaussian" else "kaiming",
+            exclude=_patterns(raw.get("exclude_modules")),
+            layers=raw.get("layers_to_transform"),
+            rank_pattern=_keyed(raw.get("rank_pattern")),
+            alpha_pattern=_keyed(raw.get("alpha_pattern")),
+            bias=raw.get("bias", "none"),
+            train_also=also,
+            ties="separate",
+        )
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        hint = "the file is damaged or was edited."
+        raise _bad(where, "a field", str(error).splitlines()[0], "valid values", hint) from error
+
+
+def alpha_for(raw: dict[str, Any], path: str) -> float:
+    """Alpha of one module by PEFT's rule: the first pattern that matches the end of its path.
+
+    Args:
+        raw: the parsed file.
+        path: module path.
+
+    Returns:
+        Alpha.
+
+    Example:
+        >>> alpha_for({"lora_alpha": 8, "alpha_pattern": {"k_proj": 4}}, "h.0.k_proj")
+        4
+    """
+    for key, alpha in (raw.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({key})$", path):
+            return float(alpha) if not isinstance(alpha, int) else alpha
+    return raw.get("lora_alpha", 8)  # type: ignore[no-any-return]
+
+
+def _anchored(path: str) -> str:
+    """A pattern key that means this path alone, not every path that ends like it."""
+    return "^" + re.escape(path)
+
+
+def _common(values: list[float]) -> float:
+    return max(sorted(set(values)), key=values.count)
+
+
+def _targets(paths: list[str], present: list[str]) -> list[str] | str:
+    """Names for ``target_modules``: suffixes where they mean exactly these modules, a regular expression otherwise."""
+    leaves = sorted({path.rpartition(".")[2] for path in paths})
+    hit = [path for path in present if any(path == leaf or path.endswith(f".{leaf}") for leaf in leaves)]
+    if set(hit) == set(paths):
+        return leaves
+    return "(" + "|".join(re.escape(path) for path in sorted(paths)) + ")"
+
+
+def to_peft(
+    config: LoRAConfig,
+    sites: dict[str, tuple[int, float]],
+    *,
+    present: list[str],
+    copies: list[str],
+    transposed: bool,
+    foreign: dict[str, Any],
+) -> dict[str, Any]:
+    """Write PEFT's configuration for an adapter as it stands.
+
+    Args:
+        config: the adapter's configuration.
+        sites: path -> (rank, alpha) as they are in the file.
+        present: paths of all modules of the base, to tell whether a suffix is exact.
+        copies: paths of modules trained in full.
+        transposed: whether adapted weights are stored as (in, out).
+        foreign: fields kept from the file the adapter came from.
+
+    Returns:
+        A dictionary ready for JSON.
+    """
+    ranks = [rank for rank, _ in sites.values()]
+    alphas = [alpha for _, alpha in sites.values()]
+    rank, alpha = (int(_common(list(ranks))), _common(alphas)) if sites else (max(config.rank, 1), config.alpha)
+    return {
+        **foreign,
+        "peft_type": "LORA",
+        "task_type": foreign.get("task_type"),
+        "base_model_name_or_path": foreign.get("base_model_name_or_path"),
+        "revision": foreign.get("revision"),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
+        "use_rslora": config.rank_stabilized,
+        "lora_dropout": config.dropout,
+        "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
+        "fan_in_fan_out": transposed,
+        "bias": config.bias,
+        "target_modules": _targets(list(sites), present) if sites else [],
+        "modules_to_save": sorted(copies) or None,
+        "rank_pattern": {_anchored(p): r for p, (r, _) in sorted(sites.items()) if r != rank},
+        "alpha_pattern": {_anchored(p): a for p, (_, a) in sorted(sites.items()) if a != alpha},
+    }
