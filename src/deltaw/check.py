@@ -19,7 +19,7 @@ from deltaw.tree import CONTAINER, base_modules, require_model
 __all__ = ["CHECKS", "CheckReport", "Problem", "check"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Problem:
     """One finding.
 
@@ -80,10 +80,12 @@ def _untrained(model: nn.Module, record: Record) -> Iterator[Problem]:
     for path, name, key, parameter in found:
         if parameter.grad is None and name in active:
             yield Problem(
-                kind="untrained", where=f"{path}.{CONTAINER}.{name}.{key}", what="no gradient after a backward",
-                hint="its module was bypassed (weight read directly) or ran under reentrant checkpointing; use "
+                "untrained",
+                f"{path}.{CONTAINER}.{name}.{key}",
+                "no gradient after a backward",
+                "its module was bypassed (weight read directly) or ran under reentrant checkpointing; use "
                 "use_reentrant=False, or exclude the module.",
-            )  # fmt: skip
+            )
 
 
 def _changed(model: nn.Module, record: Record) -> Iterator[Problem]:
@@ -91,15 +93,27 @@ def _changed(model: nn.Module, record: Record) -> Iterator[Problem]:
     present = dict(base_modules(model))
     for path, module in record.modules.items():
         if present.get(path) is not module:
-            yield Problem(kind="replaced", where=path, what="another module stands here since the attach",
-                          hint="detach before replacing modules, then attach again.")  # fmt: skip
+            yield Problem(
+                "replaced",
+                path,
+                "another module stands here since the attach",
+                "detach before replacing modules, then attach again.",
+            )
         elif not is_lora(module) and not any("_deltaw_base" in cls.__dict__ for cls in type(module).__mro__):
-            yield Problem(kind="bypassed", where=path, what=f"its class is {type(module).__name__} now",
-                          hint="attach after the library that changes classes, or detach first.")  # fmt: skip
+            yield Problem(
+                "bypassed",
+                path,
+                f"its class is {type(module).__name__} now",
+                "attach after the library that changes classes, or detach first.",
+            )
         own: Any = module.__dict__.get("forward")
         if own is not None and "_old_forward" not in module.__dict__:
-            yield Problem(kind="shadowed", where=path, what="an instance attribute 'forward' hides the adapter",
-                          hint="delete the attribute, or patch before attach.")  # fmt: skip
+            yield Problem(
+                "shadowed",
+                path,
+                "an instance attribute 'forward' hides the adapter",
+                "delete the attribute, or patch before attach.",
+            )
 
 
 def _placed(model: nn.Module, record: Record) -> Iterator[Problem]:
@@ -108,8 +122,9 @@ def _placed(model: nn.Module, record: Record) -> Iterator[Problem]:
         weight: Any = module._parameters.get("weight")
         parameter = next(entry.parameters(), None)
         if weight is not None and parameter is not None and weight.device != parameter.device and not weight.is_meta:
-            yield Problem(kind="misplaced", where=f"{path}.{CONTAINER}.{name}", what=f"on {parameter.device}, its weight on {weight.device}",
-                          hint="move the whole model with model.to(device).")  # fmt: skip
+            where, what = f"{path}.{CONTAINER}.{name}", f"on {parameter.device}, its weight on {weight.device}"
+            hint = "move the whole model with model.to(device)."
+            yield Problem("misplaced", where, what, hint)
 
 
 def _precision(model: nn.Module, record: Record) -> Iterator[Problem]:
@@ -117,8 +132,9 @@ def _precision(model: nn.Module, record: Record) -> Iterator[Problem]:
     for path, _, name, entry in _entries(record):
         for key, p in entry.named_parameters():
             if p.requires_grad and p.dtype in (torch.float16, torch.bfloat16) and key.startswith(("lora_", "bias")):
-                yield Problem(kind="low precision", where=f"{path}.{CONTAINER}.{name}.{key}", what=f"trained in {p.dtype}",
-                              hint="cast the base before attach, not after: factors are fp32 and cast in the forward.")  # fmt: skip
+                where, what = f"{path}.{CONTAINER}.{name}.{key}", f"trained in {p.dtype}"
+                hint = "cast the base before attach, not after: factors are fp32 and cast in the forward."
+                yield Problem("low precision", where, what, hint)
 
 
 def _values(model: nn.Module, record: Record) -> Iterator[Problem]:
@@ -129,16 +145,24 @@ def _values(model: nn.Module, record: Record) -> Iterator[Problem]:
             if p.is_meta:
                 continue
             if not bool(torch.isfinite(p).all()):
-                yield Problem(kind="not finite", where=f"{path}.{CONTAINER}.{name}.{key}", what="NaN or infinity",
-                              hint="go back to an earlier checkpoint and lower the learning rate.")  # fmt: skip
-        pairs = list(entry.parts()) if hasattr(entry, "parts") else []
+                yield Problem(
+                    "not finite",
+                    f"{path}.{CONTAINER}.{name}.{key}",
+                    "NaN or infinity",
+                    "go back to an earlier checkpoint and lower the learning rate.",
+                )
+        pairs: list[Any] = list(getattr(entry, "parts", tuple)())
         zero = bool(pairs) and not any(bool(A.any()) and bool(B.any()) for _, A, B, _ in pairs if not A.is_meta)
         training = any(p.requires_grad for p in entry.parameters())
         idle[name] = idle.get(name, True) and zero and not training
     for name, nothing in idle.items():
         if nothing:
-            yield Problem(kind="does nothing", where=name, what="every update is zero and none is trained",
-                          hint="the file may hold an untrained adapter; check where it was saved.")  # fmt: skip
+            yield Problem(
+                "does nothing",
+                name,
+                "every update is zero and none is trained",
+                "the file may hold an untrained adapter; check where it was saved.",
+            )
 
 
 def _base_trains(model: nn.Module, record: Record) -> Iterator[Problem]:
@@ -146,13 +170,22 @@ def _base_trains(model: nn.Module, record: Record) -> Iterator[Problem]:
     for path, module in base_modules(model):
         for key, p in module._parameters.items():
             if p is not None and p.requires_grad:
-                yield Problem(kind="base trains", where=f"{path}.{key}", what="a base parameter requires gradients",
-                              hint="call requires_grad_(False) on it; use train_also to train a module in full.")  # fmt: skip
+                yield Problem(
+                    "base trains",
+                    f"{path}.{key}",
+                    "a base parameter requires gradients",
+                    "call requires_grad_(False) on it; use train_also to train a module in full.",
+                )
 
 
 CHECKS: tuple[Callable[[nn.Module, Record], Iterator[Problem]], ...] = (
-    _untrained, _changed, _placed, _precision, _values, _base_trains,
-)  # fmt: skip
+    _untrained,
+    _changed,
+    _placed,
+    _precision,
+    _values,
+    _base_trains,
+)
 
 
 def check(model: nn.Module) -> CheckReport:

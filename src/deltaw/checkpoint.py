@@ -72,7 +72,8 @@ class LoadReport:
 
     def __str__(self) -> str:
         """One line and the notes."""
-        head = f"loaded {self.name!r} from {self.path}: applied to {self.applied}/{self.total} modules, {self.tensors} tensors"
+        where = f"applied to {self.applied}/{self.total} modules, {self.tensors} tensors"
+        head = f"loaded {self.name!r} from {self.path}: {where}"
         return "\n".join([head, *(f"note: {note}" for note in self.notes)])
 
 

@@ -63,7 +63,7 @@ def _task(model: nn.Module, copies: list[str]) -> str | None:
 
 def _caught(present: dict[str, nn.Module], copies: list[str], task: str | None) -> list[str]:
     """Modules that PEFT would save in full as well, because it matches the names by bare suffix."""
-    names = {path for path in copies} | ({"classifier", "score"} if task == "SEQ_CLS" else set())
+    names = set(copies) | ({"classifier", "score"} if task == "SEQ_CLS" else set())
     return [
         path
         for path, module in present.items()

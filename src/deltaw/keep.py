@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deltaw.errors import StateError
 from deltaw.record import Mix
+from deltaw.worn import Adapters
 
 __all__ = ["Kept", "Original", "check_unchanged", "keep", "restore"]
 
@@ -101,7 +102,7 @@ class Kept:
 
     mix: Mix
     originals: list[Original] = field(default_factory=list)
-    containers: list[tuple[str, nn.Module, nn.Module]] = field(default_factory=list)
+    containers: list[tuple[str, nn.Module, Adapters]] = field(default_factory=list)
 
     @property
     def num_bytes(self) -> int:

@@ -24,7 +24,7 @@ from deltaw.tree import CONTAINER
 from deltaw.variants import VARIANTS
 from deltaw.worn import Adapters, FullCopy
 
-__all__ = ["container_of", "is_lora", "device_of", "lora_class", "put_back", "put_on", "refuse_shadowed", "take_off"]
+__all__ = ["container_of", "device_of", "is_lora", "lora_class", "put_back", "put_on", "refuse_shadowed", "take_off"]
 
 _BASE = "_deltaw_base"
 _CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaw.attach import RECORD, refuse_save_pretrained
+from deltaw.attach import refuse_save_pretrained
 from deltaw.errors import StateError
 from deltaw.functional import compute_dtype, merge_weight
 from deltaw.keep import Kept, check_unchanged, keep, restore
 from deltaw.layer import container_of, put_back, take_off
 from deltaw.layers import Kind, kind_of
-from deltaw.record import Mix, Record, record_of
+from deltaw.record import RECORD, Mix, Record, record_of
 from deltaw.reports import size
 from deltaw.ties import storage_key
 from deltaw.tree import base_modules, require_model

@@ -22,12 +22,13 @@ _PICKLE = "adapter_model.bin"
 
 def _absent(directory: Path, name: str) -> CheckpointError:
     inside = sorted(path.name for path in directory.iterdir())[:6] if directory.is_dir() else []
+    got = (
+        "files: " + ", ".join(inside) if inside else "an empty directory" if directory.is_dir() else "no such directory"
+    )
     return CheckpointError(
         f"no {name} here",
         where=str(directory),
-        got=("files: " + ", ".join(inside) if inside else "an empty directory")
-        if directory.is_dir()
-        else "no such directory",
+        got=got,
         expected=f"a PEFT directory with {CONFIG} and {WEIGHTS}",
         hint="pass the directory that save() wrote, not a file in it.",
     )
@@ -96,7 +97,7 @@ def read_tensors(directory: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CheckpointError(
             "the adapter's tensors cannot be read",
             where=str(broken),
-            got=f"{broken.stat().st_size:,} bytes: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+            got=f"{broken.stat().st_size:,} bytes: {(str(error) or type(error).__name__).splitlines()[0]}",
             expected="a complete safetensors file, or a pickle of tensors",
             hint="the file is truncated or damaged; copy it again.",
         ) from None

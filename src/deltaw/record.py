@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import nn
@@ -28,7 +29,7 @@ Mix: TypeAlias = tuple[tuple[str, float], ...]
 
 RECORD = "_deltaw_record"
 # keyed by id(record): a copied model has a record of its own and is not touched by an override of the original
-_OVERRIDES: ContextVar[Mapping[int, Mix]] = ContextVar("deltaw_overrides", default={})
+_OVERRIDES: ContextVar[Mapping[int, Mix]] = ContextVar("deltaw_overrides", default=MappingProxyType({}))
 
 
 @dataclass

@@ -5,6 +5,7 @@ Every pattern must match; whatever would be bypassed, tied or unsupported is ref
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -107,7 +108,9 @@ def _choose(tree: _Tree, config: LoRAConfig, matched: dict[str, int]) -> dict[st
                 where=f"module '{other}'",
                 got=type(tree.modules[other]).__name__,
                 expected="Linear, Conv1D (transformers), Embedding, or a subclass of these",
-                hint=f"name a layer inside it, or use a glob; adaptable here: {', '.join(map(repr, suffixes(tree.adaptable())[:6]))}.",
+                hint="name a layer inside it, or use a glob; adaptable here: "
+                + ", ".join(map(repr, suffixes(tree.adaptable())[:6]))
+                + ".",
             )
         matched[name] = len(usable)
         for path in usable:
@@ -190,7 +193,7 @@ def _parts(tree: _Tree, config: LoRAConfig, path: str, choice: Choice, used: set
         scaling = scaling_of(rank, alpha, config.rank_stabilized)
         parts.append(Part(name=name, rank=rank, alpha=alpha, scaling=scaling, out_features=size, rows=rows))
     covered = sorted(bounds for part in parts for bounds in part.rows)
-    for (_, stop), (start, _) in zip(covered, covered[1:], strict=False):
+    for (_, stop), (start, _) in itertools.pairwise(covered):
         if start < stop:
             raise TargetError(
                 "slices overlap",

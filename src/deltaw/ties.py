@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 __all__ = ["User", "storage_key", "users_of_weights"]
@@ -34,7 +33,7 @@ def storage_key(tensor: Tensor) -> tuple[int, ...]:
         A key that is valid while the tensor lives.
 
     Example:
-        >>> w = torch.zeros(2, 2)
+        >>> import torch; w = torch.zeros(2, 2)
         >>> storage_key(w) == storage_key(w.t()), storage_key(w) == storage_key(w.clone())
         (True, False)
     """
