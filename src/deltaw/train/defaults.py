@@ -137,6 +137,34 @@ def choose_rank(choices: Choices, config: TrainConfig, facts: Facts) -> int:
     return int(choices.add("adapter.rank", config.adapter.rank, rank, reason))
 
 
+# Defaults that need no look at model or data, with their reasons.
+FIXED = {
+    "adapter.targets": "attention and MLP: adapting attention alone loses even at equal size",
+    "adapter.alpha": "fixed, so that the best learning rate hardly depends on the rank",
+    "adapter.dropout": "none: it costs memory and did not help in published sweeps",
+    "adapter.init": "A uniform by its width, B zero: the first step starts from the base itself",
+    "data.loss_on": "answers with their end token; prompts are context",
+    "optim.schedule": "decay to zero settles small batches",
+    "optim.clip": "one bad batch cannot undo the run",
+    "optim.weight_decay": "an adapter is small already",
+}
+
+
+def add_fixed(choices: Choices, config: TrainConfig) -> None:
+    """Record the defaults that depend on nothing.
+
+    Args:
+        choices: receives them.
+        config: the user's settings; what differs from its default was given.
+    """
+    for key, reason in FIXED.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        given = key in (config.given or ())
+        shown = ", ".join(value) if isinstance(value, tuple) else value
+        choices.add(key, shown if given else None, shown, reason)
+
+
 def choose_batches(choices: Choices, config: TrainConfig, lengths: list[int]) -> tuple[BatchPlan, int]:
     """Settle the batches and the number of steps.
 

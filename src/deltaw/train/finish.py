@@ -130,17 +130,20 @@ def applied(job: Job, sites: int) -> str:
     """
     import deltaw as dw
 
-    adapter: Any = dw.Adapter.open(job.output)
-    norms = adapter.norms()
-    moved = sum(float(norm) > 0 for norm in norms.values())
+    if not sites:
+        return "no low-rank update: only modules trained in full are saved"
+    norms = dw.Adapter.open(job.output).norms()
+    moved = sum(norm.frobenius > 0 for norm in norms.values())
     line = f"applied to {moved}/{sites} modules"
     return line if moved == sites else f"{line}: the update of the others is still zero"
 
 
 def _fidelity(job: Job) -> str:
     """One line on merging the adapter: does the merged model say what the adapted one says."""
-    from deltaw.ship.merge import fidelity
-
+    try:
+        from deltaw.ship.merge import fidelity
+    except ModuleNotFoundError:
+        return ""
     examples: Any = job.train if job.valid is None else job.valid
     probes = [torch.tensor([examples[index].ids], device=job.device) for index in range(min(4, len(examples)))]
     was_training = job.model.training

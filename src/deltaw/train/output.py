@@ -22,7 +22,8 @@ KNOWN = frozenset(
         "vocab.txt", "merges.txt", "chat_template.jinja", "model.safetensors.index.json", "added_tokens.json",
     }
 )  # fmt: skip
-STARTS = (PREFIX, TEMPORARY, TRASH, "model-0")
+# The last two: shards of a large model, and what a kill left of an adapter half written.
+STARTS = (PREFIX, TEMPORARY, TRASH, "model-0", ".adapter_")
 
 
 def _foreign(output: Path) -> list[str]:

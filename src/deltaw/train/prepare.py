@@ -135,7 +135,7 @@ def _wear(
     )
     rank = defaults.choose_rank(choices, config, facts) if fresh else 0
     if fresh:
-        choices.add("adapter.alpha", config.adapter.alpha, None, "")
+        defaults.add_fixed(choices, config)
     return wear(loaded.model, config, rank, loaded.heads), facts
 
 

@@ -106,8 +106,11 @@ def write_state(output: Path, step: int, state: State, fill: Callable[[Path], No
 
     try:
         replace_directory(path, write)
-    except (OSError, SafetensorError) as error:
-        raise unsaved(path, error, [old for _, old in list_states(output)]) from None
+    except (OSError, SafetensorError, CheckpointError) as error:
+        cause = error.__cause__ if isinstance(error, CheckpointError) else error
+        if not isinstance(cause, OSError | SafetensorError):
+            raise
+        raise unsaved(path, cause, [old for _, old in list_states(output)]) from None
     for _, old in list_states(output)[:-keep]:
         remove_tree(old)
     return path
