@@ -176,6 +176,9 @@ def _cached(
         joiner=options.joiner,
         adds_bos=tokenizer.bos_token_id is not None and tokenizer.bos_token_id in added.prefix,
     )
+    end_id = None if format.task != "causal" else _end(tokenizer, options, renderer, format)
+    if end_id is not None:
+        renderer.set_end(str(tokenizer.convert_ids_to_tokens(end_id)))
     decides = {
         **dataclasses.asdict(options),
         "labels": labels,
@@ -187,7 +190,7 @@ def _cached(
     store = open_store(root, key)
     cached = store is not None
     if store is None:
-        _Job(rows, format, tokenizer, options, renderer, added, labels, progress).run(root, key)
+        _Job(rows, format, tokenizer, options, renderer, added, end_id, labels, progress).run(root, key)
         store = open_store(root, key)
         assert store is not None, "a data set that was just written can be read"
     report = dataclasses.replace(
@@ -202,6 +205,14 @@ def _cached(
     return Dataset(store, format, renderer, report)
 
 
+def _end(tokenizer: Any, options: Options, renderer: Renderer, format: Format) -> int | None:
+    """Find the end token; a chat template that brings its own makes one of the tokenizer dispensable."""
+    templated = not renderer.is_default and format.name != "text"
+    if templated and options.end_token == "auto" and tokenizer.eos_token_id is None:
+        return None
+    return end_token_id(tokenizer, options.end_token)
+
+
 class _Job:
     """One tokenization: reads, renders, encodes, truncates, writes and counts."""
 
@@ -213,6 +224,7 @@ class _Job:
         options: Options,
         renderer: Renderer,
         added: Affixes,
+        end_id: int | None,
         labels: Sequence[str] | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
@@ -221,7 +233,7 @@ class _Job:
         self.problems: list[tuple[int, str]] = []
         self.labelled = format.task != "causal"
         self.names = ClassNames(labels) if format.task == "classification" else None
-        self.end_id = None if self.labelled else end_token_id(tokenizer, options.end_token)
+        self.end_id = end_id
         self.kinds: set[type] = set()
         self.report = DataReport(
             path=str(rows.path),
@@ -358,11 +370,14 @@ class _Job:
                 )
             return
         report.template = self.renderer.describe(self.kinds)
-        report.end_token = "" if self.end_id is None else str(self.tokenizer.convert_ids_to_tokens(self.end_id))
-        ends = self.renderer.ends - {report.end_token}
-        if ends:
-            names = ", ".join(sorted(map(repr, ends)))
-            report.notes.append(f"the template ends answers with {names}: generation has to stop there too")
+        own = "" if self.end_id is None else str(self.tokenizer.convert_ids_to_tokens(self.end_id))
+        ends = self.renderer.ends | ({own} if self.renderer.appends and own else set())
+        report.end_token = ", ".join(sorted(ends))
+        for end in sorted(ends - {own}):
+            report.notes.append(
+                f"the template ends answers with {end!r}, the tokenizer's end token is {own!r}: generation has to stop "
+                "at the former too, and a base that never saw it cannot learn it from frozen embeddings"
+            )
 
 
 def _texts(record: Record) -> Sequence[Any]:
@@ -387,9 +402,9 @@ def problems_error(rows: Rows, format: Format, problems: list[tuple[int, str]]) 
     if any("chat template refuses" in message and "system" in message.lower() for _, message in problems):
         hint = "pass --system fold to put system text into the first user turn, or --system drop."
     elif any("is not how it renders that turn" in message for _, message in problems):
-        hint = "set the template's variables so that both agree, such as --template-option enable_thinking=false."
+        hint = "set the template's variables so that both agree, such as --template-options enable_thinking=false."
     elif any("is missing" in message for _, message in problems):
-        hint = "correct these rows, name the right column with --columns ROLE=COLUMN, or pass --bad-rows drop."
+        hint = "correct these rows, name the right column with --column ROLE=COLUMN, or pass --bad-rows drop."
     return DataError(
         f"{len(problems):,} of {len(rows):,} rows cannot be used",
         where=str(rows.path),

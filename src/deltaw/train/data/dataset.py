@@ -81,6 +81,11 @@ class Dataset:
         """Content of each example, shape (examples,), uint64: equal for equal tokens, weights and label."""
         return self.store.hashes[self.picks]
 
+    @property
+    def highest_id(self) -> int:
+        """The largest token id, to be compared with the rows of a model's embedding."""
+        return int(self.store.ids.max())
+
     def select(self, indices: Sequence[int] | NDArray[np.int64], note: str = "") -> Dataset:
         """Take some of the examples, without reading them.
 

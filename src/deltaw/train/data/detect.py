@@ -34,7 +34,7 @@ def sample_rows(rows: Rows, count: int = _LOOK) -> list[Row]:
     found: list[Row] = []
     for index in range(0, len(rows), step):
         try:
-            found.append(rows.source.row(rows.picks[index]))
+            found.append(rows.source.row(int(rows.picks[index])))
         except RowProblem:
             continue
     if not found:
@@ -80,7 +80,7 @@ def detect(
     reason += f"; not used: {', '.join(unused)}" if unused else ""
     if not kind.labelled:
         if task not in (None, "causal"):
-            hint = "give a label column with --columns label=NAME, or leave out the task."
+            hint = "give a label column with --column label=NAME, or leave out the task."
             raise _error("the task does not fit the format", rows, f"format {kind.name}", f"labels for {task}", hint)
         return Format(kind=kind, columns=chosen, task="causal", reason=reason)
     task, why = _task(rows, kind, chosen, sample, task)
@@ -105,9 +105,13 @@ def _choose(rows: Rows, sample: list[Row], found: list[str], mapping: dict[str, 
     for name, kind in KINDS.items():
         chosen = _assign(kind, found, mapping)
         known = {*kind.roles, *kind.optional}
-        if all(role in chosen for role in kind.roles) and set(mapping) <= known and kind.fits(sample[0], chosen):
+        if (
+            all(role in chosen for role in kind.roles)
+            and set(mapping) <= known
+            and kind.fits(_telling(sample, chosen), chosen)
+        ):
             fitting[name] = chosen
-    if "alpaca" in fitting and fitting["alpaca"]["instruction"] not in mapping.values():
+    if "alpaca" in fitting:
         # An instruction column is never a plain prompt beside other columns of the same row.
         fitting.pop("prompt_completion", None)
     sizes = {name: {chosen[role] for role in KINDS[name].roles} for name, chosen in fitting.items()}
@@ -123,6 +127,11 @@ def _choose(rows: Rows, sample: list[Row], found: list[str], mapping: dict[str, 
     raise _error("several formats fit the columns", rows, f"columns {_list(found)}", f"only one of: {fits}", hint)
 
 
+def _telling(sample: list[Row], columns: Mapping[str, str]) -> Row:
+    """Find a row whose columns are filled: a null says nothing about a format."""
+    return next((row for row in sample if all(row.get(column) for column in columns.values())), sample[0])
+
+
 def _check_mapping(rows: Rows, found: list[str], mapping: Mapping[str, str]) -> None:
     roles = {role for kind in KINDS.values() for role in (*kind.roles, *kind.optional)}
     for role, column in mapping.items():
@@ -135,9 +144,10 @@ def _check_mapping(rows: Rows, found: list[str], mapping: Mapping[str, str]) -> 
 
 
 def _nothing_fits(rows: Rows, found: list[str], mapping: Mapping[str, str]) -> DataError:
-    def distance(kind: Kind) -> tuple[float, int]:
+    def distance(kind: Kind) -> tuple[float, bool, int]:
         missing = [role for role in kind.roles if role not in _assign(kind, found, mapping)]
-        return len(missing) / len(kind.roles), len(missing)
+        # Where not even one column has a known name, a prompt and its completion are the likeliest thing.
+        return len(missing) / len(kind.roles), kind.name != "prompt_completion", len(missing)
 
     kind = min(KINDS.values(), key=distance)
     chosen = _assign(kind, found, mapping)
@@ -149,7 +159,7 @@ def _lacking(
     rows: Rows, kind: Kind, missing: list[str], found: list[str], chosen: Mapping[str, str], what: str = ""
 ) -> DataError:
     free = [column for column in found if column not in chosen.values()] or found
-    guess = " ".join(f"--columns {role}={free[min(place, len(free) - 1)]}" for place, role in enumerate(missing))
+    guess = " ".join(f"--column {role}={free[min(place, len(free) - 1)]}" for place, role in enumerate(missing))
     wanted = "; ".join(f"{role}: {' or '.join(kind.roles[role][:4])}" for role in missing)
     return _error(
         what or f"the rows do not fit the format {kind.name}",

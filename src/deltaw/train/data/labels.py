@@ -70,7 +70,7 @@ class ClassNames:
                 where=str(rows.path),
                 got=f"label {next(iter(self.found), '')!r} in every row",
                 expected="at least two classes",
-                hint="check that this is the labelled part of the data, and that --columns label=NAME is right.",
+                hint="check that this is the labelled part of the data, and that --column label=NAME is right.",
             )
         names = list(self.found)
         if not self.given:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deltaw.errors import DataError, nearest
 from deltaw.train.data.sources.base import Row, RowProblem, Source, empty, unreadable
@@ -14,6 +18,8 @@ from deltaw.train.data.sources.lines import JsonSource, SeparatedSource, TextSou
 from deltaw.train.data.sources.place import COMPRESSED, identity, plain
 
 __all__ = ["Rows", "load_rows"]
+
+Picks = range | NDArray[np.int64]
 
 
 class Rows:
@@ -28,10 +34,10 @@ class Rows:
     """
 
     def __init__(
-        self, source: Source, path: Path, files: list[Path], options: str = "", picks: Sequence[int] | None = None
+        self, source: Source, path: Path, files: list[Path], options: str = "", picks: Picks | None = None
     ) -> None:
         self.source, self.path, self.files, self._options = source, path, files, options
-        self.picks: Sequence[int] = range(len(source)) if picks is None else picks
+        self.picks: Picks = range(len(source)) if picks is None else picks
         self._identity: str | None = None
 
     def __len__(self) -> int:
@@ -51,7 +57,7 @@ class Rows:
             DataError: if the row is broken; the message has its line.
         """
         try:
-            return self.source.row(self.picks[index])
+            return self.source.row(int(self.picks[index]))
         except RowProblem as problem:
             hint = "correct or remove the row."
             what = "a row cannot be read"
@@ -77,7 +83,7 @@ class Rows:
             return
         for index, pick in enumerate(self.picks):
             try:
-                yield index, self.source.row(pick)
+                yield index, self.source.row(int(pick))
             except RowProblem as problem:
                 yield index, problem
 
@@ -100,7 +106,7 @@ class Rows:
         Returns:
             Such as ``line 12`` or ``row 12``, counted from 1.
         """
-        return f"{self.source.unit} {self.source.place(self.picks[index])}"
+        return f"{self.source.unit} {self.source.place(int(self.picks[index]))}"
 
     def where(self, index: int) -> str:
         """Name the place of a row for an error message.
@@ -113,7 +119,7 @@ class Rows:
         """
         return f"{self.path}, {self.number(index)}"
 
-    def select(self, indices: Sequence[int]) -> Rows:
+    def select(self, indices: Sequence[int] | NDArray[np.int64]) -> Rows:
         """Take some of the rows, without reading them.
 
         Args:
@@ -122,11 +128,11 @@ class Rows:
         Returns:
             A view on the same file.
         """
-        picks: Sequence[int]
+        picks: Picks
         if isinstance(indices, range) and isinstance(self.picks, range):
             picks = self.picks[indices.start : indices.stop : indices.step]
         else:
-            picks = [self.picks[index] for index in indices]
+            picks = np.asarray(self.picks, dtype=np.int64)[np.asarray(indices, dtype=np.int64)]
         return Rows(self.source, self.path, self.files, self._options, picks)
 
     def identity(self) -> str:
@@ -137,8 +143,9 @@ class Rows:
         """
         if self._identity is None:
             self._identity = identity(self.files)
-        whole = isinstance(self.picks, range)
-        chosen = repr(self.picks) if whole else ",".join(map(str, self.picks))
+        chosen = repr(self.picks)
+        if not isinstance(self.picks, range):
+            chosen = hashlib.blake2b(self.picks.tobytes(), digest_size=16).hexdigest()
         return f"{self._identity}|{self.kind}|{self._options}|{chosen}"
 
 

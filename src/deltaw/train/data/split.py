@@ -48,7 +48,7 @@ def split(data: Data, fraction: float, seed: int) -> tuple[Data, Data]:
     inside = np.isin(owners, held)
     train_at, valid_at = np.flatnonzero(~inside), np.flatnonzero(inside)
     if isinstance(data, Rows):
-        return data.select([int(at) for at in train_at]), data.select([int(at) for at in valid_at])
+        return data.select(train_at), data.select(valid_at)
     label = f"{fraction:.1%} of the rows, drawn with seed {seed}"
     train = data.select(train_at, f"training part: all but {label}")
     valid = data.select(valid_at, f"validation part: {label}")

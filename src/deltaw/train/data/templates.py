@@ -8,6 +8,7 @@ the model is asked for when it is used. Where a template renders an earlier turn
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,10 @@ class Renderer:
         joiner: what stands between a plain prompt and its completion; ``auto``: a line break unless either has a
             blank there.
         adds_bos: whether the tokenizer puts a begin token before plain text.
+        unrolled: counts conversations that became one example per assistant turn.
+        without_end: counts assistant turns that no special token follows.
+        appends: whether any example needs the tokenizer's end token after it.
+        ends: collects the special tokens that end assistant turns.
     """
 
     tokenizer: Any
@@ -75,6 +80,7 @@ class Renderer:
     adds_bos: bool = False
     unrolled: int = 0
     without_end: int = 0
+    appends: bool = False
     ends: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -90,6 +96,17 @@ class Renderer:
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
         specials = {str(token) for token in added.values() if token.special} | set(self.tokenizer.all_special_tokens)
         self.specials = tuple(sorted(token for token in specials if token))
+        self.options = {name: _literal(value) for name, value in self.options.items()}
+        self._own: dict[str, Any] = {"tokenizer_adds_bos": self.adds_bos, "eos_token": ""} if self.is_default else {}
+
+    def set_end(self, text: str) -> None:
+        """Say which token ends answers, for the default template.
+
+        Args:
+            text: the token; one that is not special would not be found again in a text, so it is left out.
+        """
+        if self.is_default and text in self.specials:
+            self._own["eos_token"] = text
 
     def describe(self, kinds: set[type]) -> str:
         """Say which template applies.
@@ -125,10 +142,12 @@ class Renderer:
             RowProblem: if the template refuses the conversation, loses part of it, or cannot be trained exactly.
         """
         if isinstance(record, Text):
+            self.appends = True
             return [Rendered(pieces=((record.text, 1.0),), begin=True, end=True, windows=True)]
         if isinstance(record, Completion):
             if self.is_default and self.template != "default":
                 pieces = (self._plain_prompt(record), 0.0), (record.completion, 1.0)
+                self.appends = True
                 return [Rendered(pieces=pieces, begin=True, end=True)]
             record = _as_chat(record)
         assert isinstance(record, Chat)
@@ -186,7 +205,7 @@ class Renderer:
                 chat_template=self.chat_template,
                 add_generation_prompt=generation,
                 tokenize=False,
-                tokenizer_adds_bos=self.adds_bos,
+                **self._own,
                 **self.options,
             )
         except jinja2.TemplateSyntaxError as error:
@@ -231,6 +250,7 @@ class Renderer:
         ended = pieces[-1][0].endswith(self.specials)
         if ended:
             self.ends.add(max((token for token in self.specials if pieces[-1][0].endswith(token)), key=len))
+        self.appends |= not ended
         self.without_end += sum(1 for text, weight in pieces[:-1] if weight and not text.endswith(self.specials))
         return Rendered(pieces=tuple(pieces), end=not ended)
 
@@ -269,6 +289,16 @@ def _diverges(place: int, before: str, until: str) -> str:
         f"the chat template's prompt for message {place + 1} is not how it renders that turn: "
         f"prompt {before[at:][:40]!r}, turn {until[at:][:40]!r}"
     )
+
+
+def _literal(value: Any) -> Any:
+    """Read a variable typed as text: for a template, the text "false" would be true."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
 
 
 def _as_chat(record: Completion) -> Chat:

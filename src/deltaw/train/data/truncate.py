@@ -90,7 +90,7 @@ def refuse_share(report: DataReport, truncation: str, limit: float) -> None:
     first = ", ".join((report.lost.first + report.cut.first)[:5])
     raise DataError(
         "too many examples are longer than the maximum length, which would cut their answers",
-        where=f"{report.path}, first {first}",
+        where=f"{report.path}, such as {first}",
         got=f"{hurt:,} of {total:,} examples over {report.max_length:,} tokens "
         f"({report.cut.count:,} cut, {report.lost.count:,} with the whole answer lost)",
         expected=f"at most {limit:.0%} of the examples",

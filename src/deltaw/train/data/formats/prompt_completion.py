@@ -26,7 +26,7 @@ def _parse(row: Row, columns: Columns) -> Record:
 KIND = Kind(
     name="prompt_completion",
     roles={
-        "prompt": ("prompt", "question", "query", "source", "src", "context"),
+        "prompt": ("prompt", "question", "query", "source", "src", "context", "input"),
         "completion": ("completion", "answer", "response", "output", "target", "tgt", "reply"),
     },
     parse=_parse,

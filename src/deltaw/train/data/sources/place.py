@@ -20,9 +20,9 @@ from deltaw.errors import DataError
 __all__ = ["COMPRESSED", "cache_root", "content_hash", "identity", "plain"]
 
 COMPRESSED: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": lambda path: cast("IO[bytes]", gzip.open(path)),
-    ".bz2": lambda path: bz2.open(path),
-    ".xz": lambda path: lzma.open(path),
+    ".gz": cast("Callable[[Path], IO[bytes]]", gzip.open),
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
 }
 _BLOCK = 1 << 20
 _WHOLE = 64 << 20
