@@ -24,7 +24,9 @@ def other(spec: FieldSpec) -> Any:
         return next(choice for choice in spec.choices if choice != spec.default)
     if spec.kind in ("int", "float"):
         low = spec.low if spec.low is not None else (spec.above or 0.0) + 0.25
-        number = next(n for n in (low + 2, low, low + 0.5) if spec.high is None or n <= spec.high and n != spec.default)
+        number = next(
+            n for n in (low + 2, low, low + 0.5) if spec.high is None or (n <= spec.high and n != spec.default)
+        )
         return int(number) if spec.kind == "int" else float(number)
     return {
         "str": "other", "strings": ("other",), "ints": {"a": 3}, "floats": {"a": 0.5}, "names": {"a": "b"},

@@ -150,15 +150,18 @@ FIXED = {
 }
 
 
-def add_fixed(choices: Choices, config: TrainConfig) -> None:
+def add_fixed(choices: Choices, config: TrainConfig, *, adapter: bool) -> None:
     """Record the defaults that depend on nothing.
 
     Args:
         choices: receives them.
         config: the user's settings; what differs from its default was given.
+        adapter: whether a fresh adapter is made, so that its settings are read.
     """
     for key, reason in FIXED.items():
         section, name = key.split(".")
+        if section == "adapter" and not adapter:
+            continue
         value = getattr(getattr(config, section), name)
         given = key in (config.given or ())
         shown = ", ".join(value) if isinstance(value, tuple) else value

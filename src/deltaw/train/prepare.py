@@ -134,8 +134,7 @@ def _wear(
         per_rank=parameters_per_rank(loaded.model, config) if fresh else 0,
     )
     rank = defaults.choose_rank(choices, config, facts) if fresh else 0
-    if fresh:
-        defaults.add_fixed(choices, config)
+    defaults.add_fixed(choices, config, adapter=fresh)
     return wear(loaded.model, config, rank, loaded.heads), facts
 
 
