@@ -41,7 +41,7 @@ LLAMA3 = (
 # The begin token is part of the template, there is no generation prompt, and system text is refused.
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}"
-    "{% if m.role == 'system' %}{{ raise_exception('Only user and assistant roles are supported, no system') }}{% endif %}"
+    "{% if m.role == 'system' %}{{ raise_exception('Only user and assistant roles, no system') }}{% endif %}"
     "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
     "{% if m.role == 'user' %}{{ '[INST] ' + m.content + ' [/INST]' }}"
@@ -59,7 +59,8 @@ QWEN3 = (
     "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
     "{% endif %}{% endfor %}{% for m in messages %}{% if m.role == 'assistant' %}"
     "{% set content = m.content.split('</think>')[-1].lstrip('\n') %}"
-    "{% set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') if '</think>' in m.content else '' %}"
+    "{% set thought = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set thought = thought if '</think>' in m.content else '' %}"
     "{{ '<|im_start|>assistant\n' }}"
     "{% if loop.index0 > ns.last %}{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}"
     "{{ content + '<|im_end|>\n' }}"

@@ -408,7 +408,7 @@ def problems_error(rows: Rows, format: Format, problems: list[tuple[int, str]]) 
     return DataError(
         f"{len(problems):,} of {len(rows):,} rows cannot be used",
         where=str(rows.path),
-        got="\n    " + "\n    ".join(shown) + rest,
+        got="\n    ".join(shown) + rest,
         expected=f"rows of the format {format.name}, like {format.kind.example}",
         hint=hint,
     )

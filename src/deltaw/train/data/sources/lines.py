@@ -296,7 +296,7 @@ class SeparatedSource(_Lines):
         except csv.Error as error:
             raise RowProblem(f"not valid CSV: {error}") from error
         if len(cells) != len(self.columns):
-            raise RowProblem(f"{len(cells)} fields where the header has {len(self.columns)}")
+            raise RowProblem(f"{len(cells)} field{'s' * (len(cells) != 1)} where the header has {len(self.columns)}")
         return dict(zip(self.columns, cells, strict=True))
 
     def closed(self, text: str) -> bool:
