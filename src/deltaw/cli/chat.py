@@ -5,14 +5,17 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deltaw.cli._common import Output, common_options
-from deltaw.cli._models import ModelChoice, Opened, model_options, open_model
+from deltaw.cli._models import model_options, open_causal, take_model
 from deltaw.cli._sampling import Sampling, complete, encode, sampling_options, take_sampling
 from deltaw.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from deltaw.ship.opening import Opened
 
 __all__ = ["Conversation", "command"]
 
@@ -41,7 +44,7 @@ def command(*, system: str | None, quiet: bool, as_json: bool, **rest: Any) -> N
     """
     out = Output(quiet=quiet, as_json=as_json)
     sampling = take_sampling(rest)
-    opened = open_model(ModelChoice(**rest))
+    opened = open_causal(take_model(rest))
     talk = Conversation(opened=opened, sampling=sampling, out=out, system=system)
     out.say(*([opened.report] if opened.report is not None else []))
     out.say(f"{opened.source}{' with ' + opened.adapter if opened.adapter else ''}; /help lists the commands")

@@ -7,14 +7,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from deltaw.cli._common import Output, common_options
-from deltaw.cli._models import ModelChoice, Opened, model_options, open_model
+from deltaw.cli._models import model_options, open_causal, take_model
 from deltaw.cli._sampling import Sampling, complete, encode, sampling_options, take_sampling
 from deltaw.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from deltaw.ship.opening import ModelChoice, Opened
 
 __all__ = ["command", "read_prompts", "templated"]
 
@@ -45,7 +48,7 @@ def command(
     """
     out = Output(quiet=quiet, as_json=as_json)
     sampling = take_sampling(rest)
-    choice = ModelChoice(**rest)
+    choice = take_model(rest)
     _check(choice, merged, beside)
     prompts = [*texts, *(read_prompts(file) if file else [])]
     if not prompts:
@@ -56,7 +59,7 @@ def command(
             expected="at least one prompt",
             hint="add --prompt 'Once upon a time'",
         )
-    opened = open_model(choice)
+    opened = open_causal(choice)
     out.say(*([opened.report] if opened.report is not None else []))
     if merged:
         import deltaw as dw

@@ -1,0 +1,227 @@
+"""Opening a base with its adapter for use: which base, which task, how many labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deltaw.adapter import Adapter
+from deltaw.checkpoint import load
+from deltaw.errors import CheckpointError, ConfigError
+from deltaw.train.config import ModelConfig
+from deltaw.train.model import base_config, load_model, load_tokenizer, pick_device, pick_dtype
+
+__all__ = ["LABELS", "ModelChoice", "Opened", "base_of", "labels_of", "open_model", "stored_dtype", "task_of"]
+
+LABELS = "labels"
+"""Key of the class names (a JSON list) in an adapter's safetensors metadata."""
+
+_HEADS = ("score", "classifier", "classification_head")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which model is meant.
+
+    Args:
+        model: local directory or hub name of the base; None takes the one the adapter names.
+        adapter: adapter directory, or None for the base alone.
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: auto, float32, bfloat16 or float16.
+        allow_other_base: wear an adapter that was trained on a base with another fingerprint.
+    """
+
+    model: str | None = None
+    adapter: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    allow_other_base: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A model ready for use, in eval mode, its adapter active where there is one.
+
+    Args:
+        model: a transformers model.
+        tokenizer: its tokenizer.
+        source: where the base came from.
+        adapter: where the adapter came from, or None.
+        task: "causal", "classification" or "regression".
+        labels: class names, for classification.
+        report: what loading the adapter said, or None.
+    """
+
+    model: Any
+    tokenizer: Any
+    source: str
+    adapter: str | None
+    task: str
+    labels: tuple[str, ...] = ()
+    report: Any = None
+
+
+def base_of(choice: ModelChoice) -> str:
+    """Say which base is meant: the one given, or the one the adapter was trained on.
+
+    Args:
+        choice: the model and the adapter.
+
+    Returns:
+        A directory or hub name.
+
+    Raises:
+        ConfigError: if neither is given.
+        CheckpointError: if the adapter cannot be read, or does not name its base.
+    """
+    if choice.model is not None:
+        return choice.model
+    if choice.adapter is None:
+        raise ConfigError(
+            "no model is given",
+            where="--model",
+            got="neither --model nor --adapter",
+            expected="a base model, an adapter that names its base, or both",
+            hint="add --model DIR, --adapter DIR, or both",
+        )
+    named = Adapter.open(choice.adapter).raw.get("base_model_name_or_path")
+    if not named:
+        raise CheckpointError(
+            "the adapter does not name its base",
+            where=str(Path(choice.adapter) / "adapter_config.json"),
+            got=f"base_model_name_or_path = {named!r}",
+            expected="a directory or a hub name",
+            hint="name the base with --model",
+        )
+    return str(named)
+
+
+def task_of(adapter: Adapter | None, declared: Any) -> str:
+    """Say what a model is for: what the adapter's file says, else its head, else the base's configuration.
+
+    Args:
+        adapter: the adapter, or None.
+        declared: the base's transformers configuration.
+
+    Returns:
+        "causal" or "classification" (which covers regression here: one label).
+    """
+    stated = None if adapter is None else adapter.raw.get("task_type")
+    if stated in {"CAUSAL_LM", "SEQ_CLS"}:
+        return "causal" if stated == "CAUSAL_LM" else "classification"
+    if adapter is not None and _head_size(adapter) is not None:
+        return "classification"
+    names = declared.architectures or []
+    return "classification" if any(str(name).endswith("ForSequenceClassification") for name in names) else "causal"
+
+
+def labels_of(adapter: Adapter | None, declared: Any) -> tuple[str, ...]:
+    """Name the classes: those the adapter was trained with, else the base's.
+
+    Args:
+        adapter: the adapter, or None.
+        declared: the base's transformers configuration.
+
+    Returns:
+        Class names by position; one name for a regression.
+    """
+    own = tuple(str(name) for _, name in sorted((declared.id2label or {}).items()))
+    if adapter is None:
+        return own
+    if LABELS in adapter.metadata:
+        return tuple(str(name) for name in json.loads(adapter.metadata[LABELS]))
+    size = _head_size(adapter)
+    return own if size is None or size == len(own) else tuple(f"LABEL_{index}" for index in range(size))
+
+
+def _head_size(adapter: Adapter) -> int | None:
+    """Outputs of a classifier's head that the adapter carries: the smallest of its matrices."""
+    sizes = [
+        tensor.shape[0]
+        for name, tensor in {**adapter.contents.base, **adapter.contents.rest}.items()
+        if name.partition(".")[0] in _HEADS and tensor.dim() == 2
+    ]
+    return min(sizes, default=None)
+
+
+def open_model(choice: ModelChoice, *, task: str | None = None, labels: Sequence[str] | None = None) -> Opened:
+    """Load base, tokenizer and, where one is given, the adapter.
+
+    Args:
+        choice: which model.
+        task: "causal", "classification" or "regression"; None finds out.
+        labels: class names; None finds out.
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        ConfigError: if no model is given, or the device does not exist.
+        ModelError: if the base cannot be loaded.
+        CheckpointError: if the adapter cannot be read or does not fit.
+    """
+    adapter = None if choice.adapter is None else Adapter.open(Path(choice.adapter).expanduser())
+    source = base_of(choice)
+    declared = base_config(source)
+    kind = task or task_of(adapter, declared)
+    names = () if kind == "causal" else tuple(labels_of(adapter, declared) if labels is None else labels)
+    if kind == "classification" and len(names) == 1:
+        kind = "regression"
+    device, _ = pick_device(choice.device)
+    dtype, _ = pick_dtype(choice.dtype, device, "lora")
+    tokenizer, _ = load_tokenizer(source)
+    base = load_model(
+        ModelConfig(path=source),
+        task=kind,
+        method="lora",
+        device=device,
+        dtype=dtype,
+        pad_id=tokenizer.pad_token_id,
+        labels=names,
+    )
+    report = None
+    if choice.adapter is not None:
+        path = Path(choice.adapter).expanduser()
+        report = load(base.model, path, allow_other_base=choice.allow_other_base)
+        _refuse_fresh_head(base.heads, adapter, source)
+    return Opened(
+        model=base.model.eval(),
+        tokenizer=tokenizer,
+        source=source,
+        adapter=choice.adapter,
+        task=kind,
+        labels=names,
+        report=report,
+    )
+
+
+def _refuse_fresh_head(heads: Sequence[str], adapter: Adapter | None, source: str) -> None:
+    """A head that neither the base nor the adapter has would answer at random."""
+    carried = () if adapter is None else tuple({**adapter.contents.base, **adapter.contents.rest})
+    missing = [head for head in heads if not any(name.startswith(f"{head}.") for name in carried)]
+    if missing:
+        raise CheckpointError(
+            "the model has a head that was never trained",
+            where=f"{source}: {', '.join(missing)}",
+            got="weights neither in the base's files nor in the adapter's",
+            expected="an adapter that carries the trained head",
+            hint="train with --train-also " + missing[0] + ", or name a base that has its head",
+        )
+
+
+def stored_dtype(source: str) -> torch.dtype:
+    """Dtype in which a base's weights are stored, as its configuration says.
+
+    Args:
+        source: local directory or hub name.
+
+    Returns:
+        The dtype; float32 where the configuration says none.
+    """
+    dtype = base_config(source).dtype
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
