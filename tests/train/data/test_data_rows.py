@@ -172,7 +172,9 @@ def test_a_broken_row_is_named_when_it_is_read(tmp_path: Path) -> None:
 @given(
     rows=st.lists(
         st.dictionaries(
-            st.text(max_size=5), st.text() | st.integers() | st.lists(st.floats(allow_nan=False, allow_infinity=False)), min_size=1
+            st.text(max_size=5),
+            st.text() | st.integers() | st.lists(st.floats(allow_nan=False, allow_infinity=False)),
+            min_size=1,
         ),
         min_size=1,
     ),
