@@ -112,10 +112,9 @@ def _low_rank_value(module: Any, kind: Kind, entries: list[tuple[Any, float]]) -
     total = torch.zeros(parameter.shape, dtype=wide, device=parameter.device)
     for entry, weight in entries:
         total += dense_delta(kind, entry, parameter.shape, wide).to(parameter.device) * weight
-    base = parameter.detach()
-    if kind.bounded is not None:
-        base = kind.bounded(module, base.to(wide))
-    return merge_weight(base, total).to(parameter.dtype)
+    if kind.settled is None:
+        return merge_weight(parameter.detach(), total)
+    return kind.settled(module, merge_weight(kind.settled(module, parameter.detach()), total))
 
 
 def _changes(record: Record, mix: Mix) -> list[_Change]:

@@ -31,19 +31,41 @@ def _down(module: Any, ids: Tensor, lora_A: Tensor, dtype: torch.dtype) -> Tenso
 
 
 def _bounded(module: Any, rows: Tensor) -> Tensor:
-    """Apply max_norm to looked-up rows as torch does to the table, but without writing to it."""
+    """Apply max_norm to looked-up rows plus their update, without writing to the table.
+
+    Rows that stand at the bound already are left alone: a rounding error above it is no reason to change them.
+    """
     if module.max_norm is None:
         return rows
-    norm = torch.linalg.vector_norm(rows, ord=module.norm_type, dim=-1, keepdim=True)
-    factor = torch.where(norm > module.max_norm, module.max_norm / (norm + 1e-7), torch.ones_like(norm))
-    return rows * factor.detach()
+    norm = torch.linalg.vector_norm(rows, ord=module.norm_type, dim=-1, keepdim=True, dtype=torch.float32)
+    slack = 1 + 2 * torch.finfo(rows.dtype).eps
+    factor = torch.where(norm > module.max_norm * slack, module.max_norm / (norm + 1e-7), torch.ones_like(norm))
+    return rows * factor.detach().to(rows.dtype)
+
+
+def _renormalized(module: Any, table: Tensor) -> Tensor:
+    """What torch's forward would make of every row, on a copy."""
+    table = table.detach().clone()
+    return torch.embedding_renorm_(
+        table, torch.arange(len(table), device=table.device), module.max_norm, module.norm_type
+    )
 
 
 def _plain(module: Any, ids: Tensor) -> Tensor | None:
     """Rows of a base table under max_norm; torch's own forward would renormalize the table in place."""
     if module.max_norm is None:
         return None
-    return _bounded(module, F.embedding(ids, module.weight, module.padding_idx))
+    rows = F.embedding(ids, module.weight, module.padding_idx)
+    return _renormalized(module, rows.reshape(-1, rows.shape[-1])).view(rows.shape)
+
+
+def _settled(module: Any, table: Tensor) -> Tensor:
+    """A table that torch's forward leaves as it is, so that running a merged model does not change its weights."""
+    if module.max_norm is None:
+        return table
+    while not torch.equal(table, renormalized := _renormalized(module, table)):
+        table = renormalized
+    return table
 
 
 EMBEDDING = Kind(
@@ -58,4 +80,5 @@ EMBEDDING = Kind(
     zero="A",
     bounded=_bounded,
     plain=_plain,
+    settled=_settled,
 )

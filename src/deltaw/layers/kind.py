@@ -35,6 +35,8 @@ class Kind:
         bounded: (module, rows) -> rows, a constraint the base puts on its looked-up weights, or None.
         plain: (module, input) -> the base's output under that constraint, without writing to the weight; None where
             the base's own forward will do.
+        settled: (module, weight) -> weight, a whole table under that constraint, which the base's own forward then
+            leaves as it is; None where there is no constraint.
     """
 
     name: str
@@ -48,3 +50,4 @@ class Kind:
     zero: str = "B"
     bounded: Callable[[Any, Tensor], Tensor] | None = None
     plain: Callable[[Any, Tensor], Tensor | None] | None = None
+    settled: Callable[[Any, Tensor], Tensor] | None = None

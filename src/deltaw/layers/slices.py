@@ -85,6 +85,17 @@ def _named(path: str, width: int, config: Any) -> dict[str, Ranges]:
     return {"q": ((0, query),), "k": ((query, query + key),), "v": ((query + key, width),)}
 
 
+def _config_of(model: nn.Module, path: str) -> Any:
+    """The configuration nearest to a module: a part of a larger model knows its own heads best."""
+    found, module = getattr(model, "config", None), model
+    for name in path.split(".")[:-1]:
+        if not hasattr(module, name):
+            break
+        module = getattr(module, name)
+        found = getattr(module, "config", None) or found
+    return found
+
+
 def rows_of(path: str, part: str, width: int, model: nn.Module) -> Ranges:
     """Rows of the output that a slice names.
 
@@ -92,7 +103,7 @@ def rows_of(path: str, part: str, width: int, model: nn.Module) -> Ranges:
         path: module path of the fused projection.
         part: slice name (q, k, v, gate, up) or explicit rows such as ``"0:64"``.
         width: number of output features.
-        model: the model, whose ``config`` tells grouped heads and layout.
+        model: the model, whose ``config`` (the nearest one above the module) tells grouped heads and layout.
 
     Returns:
         Half-open ranges, ascending.
@@ -110,7 +121,7 @@ def rows_of(path: str, part: str, width: int, model: nn.Module) -> Ranges:
         if not 0 <= start < stop <= width:
             raise _refuse(path, f"[{part}]", f"rows within 0:{width}", "give start:stop with start < stop.")
         return ((start, stop),)
-    known = _named(path, width, getattr(model, "config", None))
+    known = _named(path, width, _config_of(model, path))
     if part not in known:
         expected = ", ".join(known) if known else "explicit rows, since this layout is not known by name"
         hint = f"nearest: {nearest(part, known, 1)}." if known else f"write rows, as in '{path}[0:{width // 3}]'."
