@@ -88,13 +88,24 @@ class Losses:
         if self.task != "causal":
             logits = self._forward(self.model, batch).logits.float()
             return BatchLoss(label_loss(logits, batch.labels, self.task), logits.detach())
+        rows, columns = batch.where
+        losses = F.cross_entropy(self.token_logits(batch), batch.input_ids[rows, columns], reduction="none")
+        return BatchLoss((losses * batch.weights[rows, columns]).sum())
+
+    def token_logits(self, batch: Batch) -> Tensor:
+        """Run a language model and keep what predicts the trained tokens.
+
+        Args:
+            batch: on the model's device.
+
+        Returns:
+            Logits in float32, shape (K, V), in the order of ``batch.where``.
+        """
         if self._split is None:
-            logits = self._forward(self.model, batch).logits[before(batch)]
+            logits: Tensor = self._forward(self.model, batch).logits[before(batch)]
         else:
             logits = self._short_logits(self._split, batch)
-        rows, columns = batch.where
-        losses = F.cross_entropy(logits.float(), batch.input_ids[rows, columns], reduction="none")
-        return BatchLoss((losses * batch.weights[rows, columns]).sum())
+        return logits.float()
 
     def _forward(self, module: nn.Module, batch: Batch) -> Any:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "return_dict": True}
