@@ -23,7 +23,7 @@ from deltaw.peft_config import FIELDS
 from deltaw.record import Record, Worn, find_record, record_of
 from deltaw.reports import size
 from deltaw.tree import require_model
-from deltaw.worn import BiasOnly, Factors, FullCopy, SlicedLoRA, WholeLoRA
+from deltaw.worn import BiasOnly, Factors, FullCopy, SlicedLoRA, Twin, WholeLoRA
 
 __all__ = ["LoadReport", "SaveReport", "load", "save"]
 
@@ -176,7 +176,7 @@ def _fill(record: Record, name: str, fitted: Fit) -> None:
         elif isinstance(entry, FullCopy):
             entry.module.load_state_dict(fitted.copies[path])
         bias: Any = getattr(entry, "bias", None)
-        if bias is not None and isinstance(entry, WholeLoRA | SlicedLoRA | BiasOnly):
+        if bias is not None and isinstance(entry, WholeLoRA | SlicedLoRA | Twin | BiasOnly):
             bias.copy_(fitted.biases[path])
 
 

@@ -16,9 +16,9 @@ from deltaw.layers import kind_of
 from deltaw.peft_config import to_peft
 from deltaw.record import Record
 from deltaw.sites import Part
-from deltaw.tree import base_modules
+from deltaw.tree import base_modules, base_state
 from deltaw.version import __version__
-from deltaw.worn import FullCopy, SlicedLoRA, Twin, WholeLoRA
+from deltaw.worn import FullCopy, SlicedLoRA, Twin
 
 __all__ = ["LAYOUT", "export"]
 
@@ -103,7 +103,7 @@ def _collect(
             tensors.update({f"{PREFIX}{path}.{key}": value for key, value in entry.module.state_dict().items()})
         bias: Any = getattr(entry, "bias", None)
         if bias is not None:
-            inner = ".base_layer.bias" if isinstance(entry, WholeLoRA | SlicedLoRA) else ".bias"
+            inner = ".base_layer.bias" if hasattr(entry, "parts") else ".bias"
             tensors[PREFIX + path + inner] = bias
     return tensors, sites, own
 
@@ -131,14 +131,16 @@ def export(model: nn.Module, record: Record, name: str) -> tuple[Adapter, list[s
     foreign["base_model_name_or_path"] = foreign.get("base_model_name_or_path") or base or None
     caught = _caught(present, copies, foreign["task_type"]) if copies else []
     for path in caught:
-        state = present[path].state_dict()
+        state = base_state(present[path])
         tensors.update({f"{PREFIX}{path}.{key}": value for key, value in state.items()})
     notes = [f"'{path}' is written along unchanged, since PEFT matches it by its ending" for path in caught]
     transposed = any((kind := kind_of(record.modules[path])) is not None and kind.name == "Conv1D" for path in sites)
     raw = to_peft(
         worn.config, sites, present=[p for p in present if p], copies=copies, transposed=transposed, foreign=foreign
     )
-    own.update(layout=LAYOUT, version=__version__, fingerprint=fingerprint((p, record.modules[p]) for p in sites))
+    own.update(
+        along=caught, layout=LAYOUT, version=__version__, fingerprint=fingerprint((p, record.modules[p]) for p in sites)
+    )
     metadata = {**worn.metadata, METADATA: json.dumps(own, sort_keys=True, separators=(",", ":"))}
     plain = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in tensors.items()}
     return Adapter(tensors=plain, raw=raw, metadata=metadata), notes

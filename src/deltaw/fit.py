@@ -19,7 +19,7 @@ from deltaw.patterns import Matcher, block_indices
 from deltaw.peft_config import alpha_for
 from deltaw.sites import Part, Plan
 from deltaw.targets import Choice, finish
-from deltaw.tree import base_modules
+from deltaw.tree import base_modules, base_state
 
 __all__ = ["Fit", "fit"]
 
@@ -182,6 +182,8 @@ class _Fitting:
             alone = set(state) == {"bias"} and mode == "all" and path not in self._saved_names()
             if alone:
                 self._bias(path, state["bias"])
+            elif path in self.own.get("along", ()) and self._is_base(path, state):
+                self.notes.append(f"'{path}' is the frozen base's own, written along for PEFT")
             else:
                 self._copy(path, state)
 
@@ -203,7 +205,7 @@ class _Fitting:
         module = self.modules.get(outer or path)
         if module is None:
             return None
-        known = module.state_dict().keys() if outer is not None else module._parameters.keys()
+        known = base_state(module).keys() if outer is not None else module._parameters.keys()
         return (outer or path) if (name[len(outer) + 1 :] if outer is not None else leaf) in known else None
 
     def _bias(self, path: str, tensor: Tensor) -> None:
@@ -227,8 +229,17 @@ class _Fitting:
         else:
             self.notes.append(f"'{path}.{leaf}' is a copy of the frozen base that PEFT wrote along")
 
+    def _is_base(self, path: str, state: dict[str, Tensor]) -> bool:
+        """Whether tensors are what the base holds, up to the dtype it was loaded in."""
+        own = base_state(self.modules[path])
+        return state.keys() == own.keys() and all(
+            value.shape == own[key].shape
+            and (own[key].is_meta or torch.allclose(own[key].float().cpu(), value.float(), rtol=1e-2, atol=1e-6))
+            for key, value in state.items()
+        )
+
     def _copy(self, path: str, state: dict[str, Tensor]) -> None:
-        own = self.modules[path].state_dict()
+        own = base_state(self.modules[path])
         missing = sorted(set(own) - set(state))
         wrong = [
             f"{key} {tuple(v.shape)} for {tuple(own[key].shape)}"

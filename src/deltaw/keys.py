@@ -5,6 +5,7 @@ Every key is ``base_model.model.`` + module path + a suffix. The adapter's name 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -55,6 +56,12 @@ def read_keys(tensors: Mapping[str, Tensor]) -> Contents:
     contents = Contents()
     for key in sorted(tensors):
         name = key.removeprefix(PREFIX)
+        # with bias="all", PEFT's substring match also writes the biases inside its own wrappers of full copies
+        if ".modules_to_save." in name or ".original_module." in name:
+            inner = re.sub(r"\.(modules_to_save|original_module)\.", ".", name)
+            if PREFIX + inner in tensors:
+                continue
+            name = inner
         for suffix, (kinds, index) in _SUFFIXES.items():
             if name.endswith(suffix):
                 path = name.removesuffix(suffix)

@@ -13,6 +13,8 @@ from deltaw.errors import CheckpointError
 
 __all__ = ["FIELDS", "alpha_for", "from_peft", "to_peft"]
 
+_NOTHING = "dummy-target-modules"
+"""PEFT's word for an adapter without any low-rank site."""
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _REFUSED = {
     "use_dora": "DoRA",
@@ -103,10 +105,11 @@ def from_peft(raw: dict[str, Any], where: str) -> LoRAConfig:
         if not isinstance(raw.get(key) or {}, dict):
             raise _bad(where, key, raw[key], "an object", "the file is damaged or was edited.")
     also = _patterns(raw.get("modules_to_save"))
+    empty = raw.get("target_modules") == _NOTHING
     try:
         return LoRAConfig(
-            targets=_patterns(raw.get("target_modules")) or ("all-linear",),
-            rank=int(_number(raw, "r", 8, where)),
+            targets=("all-linear",) if empty else _patterns(raw.get("target_modules")) or ("all-linear",),
+            rank=0 if empty else int(_number(raw, "r", 8, where)),
             alpha=_number(raw, "lora_alpha", 8, where),
             dropout=_number(raw, "lora_dropout", 0.0, where),
             rank_stabilized=bool(raw.get("use_rslora", False)),
@@ -203,7 +206,7 @@ def to_peft(
         "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
         "fan_in_fan_out": transposed,
         "bias": config.bias,
-        "target_modules": _targets(list(sites), present) if sites else [],
+        "target_modules": _targets(list(sites), present) if sites else _NOTHING,
         "modules_to_save": sorted(copies) or None,
         "rank_pattern": {_anchored(p): r for p, (r, _) in sorted(sites.items()) if r != rank},
         "alpha_pattern": {_anchored(p): a for p, (_, a) in sorted(sites.items()) if a != alpha},

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltaw.errors import ModelError
 
-__all__ = ["CONTAINER", "base_modules", "parent_of", "require_model", "unwrap"]
+__all__ = ["CONTAINER", "base_modules", "base_state", "parent_of", "require_model", "unwrap"]
 
 CONTAINER = "lora"
 """Name of the child that holds a module's adapters."""
@@ -78,6 +78,20 @@ def base_modules(
     for name, child in model._modules.items():
         if child is not None and not getattr(child, "_deltaw_container", False):
             yield from base_modules(child, f"{prefix}.{name}" if prefix else name, seen)
+
+
+def base_state(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a base module, without the adapters that it or its parts wear.
+
+    Args:
+        module: any module.
+
+    Returns:
+        key -> tensor.
+    """
+    worn = module.named_modules(remove_duplicate=False)
+    hidden = tuple(f"{path}." for path, part in worn if getattr(part, "_deltaw_container", False))
+    return {key: value for key, value in module.state_dict().items() if not key.startswith(hidden)}
 
 
 def parent_of(model: nn.Module, path: str) -> nn.Module | None:

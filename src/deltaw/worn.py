@@ -10,6 +10,7 @@ They are real submodules, so optimizers, ``.to()``, ``state_dict`` and checkpoin
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
@@ -285,7 +286,19 @@ class FullCopy(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module = copy.deepcopy(module).requires_grad_(True)
+        self.module = _plain_copy(module).requires_grad_(True)
+
+
+def _plain_copy(module: nn.Module) -> nn.Module:
+    """A copy of the base's module alone: adapters that it wears already stay behind."""
+    twin = copy.deepcopy(module, {id(part): None for part in module.modules() if isinstance(part, Adapters)})
+    for part in twin.modules():
+        if "_deltaw_base" in type(part).__dict__:
+            del part._modules[CONTAINER]
+            part.__class__ = getattr(type(part), "_deltaw_base")  # noqa: B009
+            if "_old_forward" in part.__dict__:
+                part._old_forward = types.MethodType(type(part).forward, part)  # type: ignore[assignment]
+    return twin
 
 
 class Adapters(nn.Module):
