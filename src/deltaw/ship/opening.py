@@ -54,6 +54,7 @@ class Opened:
         adapter: where the adapter came from, or None.
         task: "causal", "classification" or "regression".
         labels: class names, for classification.
+        heads: modules that the base's files do not hold: without an adapter that carries them they answer at random.
         report: what loading the adapter said, or None.
     """
 
@@ -63,6 +64,7 @@ class Opened:
     adapter: str | None
     task: str
     labels: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     report: Any = None
 
 
@@ -188,7 +190,7 @@ def open_model(choice: ModelChoice, *, task: str | None = None, labels: Sequence
     if choice.adapter is not None:
         path = Path(choice.adapter).expanduser()
         report = load(base.model, path, allow_other_base=choice.allow_other_base)
-        _refuse_fresh_head(base.heads, adapter, source)
+    _refuse_fresh_head(base.heads, adapter, source)
     return Opened(
         model=base.model.eval(),
         tokenizer=tokenizer,
@@ -196,6 +198,7 @@ def open_model(choice: ModelChoice, *, task: str | None = None, labels: Sequence
         adapter=choice.adapter,
         task=kind,
         labels=names,
+        heads=base.heads,
         report=report,
     )
 

@@ -1,0 +1,37 @@
+"""``deltaw inspect``: what is in an adapter."""
+
+from __future__ import annotations
+
+import click
+
+from deltaw.cli._common import Output, common_options, next_commands
+
+__all__ = ["command"]
+
+
+@click.command("inspect")
+@click.argument("adapter", metavar="ADAPTER")
+@click.option("--modules", "every", is_flag=True, help="List every module, however many there are.")
+@common_options
+def command(*, adapter: str, every: bool, quiet: bool, as_json: bool) -> None:
+    """Show what is in an adapter: ranks, norms, spectrum, size, hash.
+
+    ADAPTER is a PEFT directory, written by deltaw or by others; no model is needed. The norm is the Frobenius norm of
+    scaling * B A; the effective rank is the exponential of its spectrum's entropy.
+    """
+    from deltaw.ship.inspection import inspect_adapter
+
+    out = Output(quiet=quiet, as_json=as_json)
+    found = inspect_adapter(adapter, every=every)
+    out.say(found)
+    base = found.facts["base"] or "DIR"
+    out.say(next_commands(f"deltaw merge --model {base} --adapter {found.path} --output {found.path.name}-merged"))
+    out.finish(
+        {
+            "facts": found.facts,
+            "config": found.settings,
+            "modules": found.modules,
+            "trained_in_full": found.others,
+            "warnings": found.warnings,
+        }
+    )
