@@ -438,6 +438,7 @@ def draws(model: nn.Module) -> dict[str, int]:
         ``path.name`` -> number of masks drawn so far.
     """
     record = record_of(model, "read the dropout state")
+    record.require_unmerged("read the dropout state")
     return {
         f"{path}.{name}": entry.draws
         for name in record.adapters

@@ -26,9 +26,11 @@ from deltaw.reports import size
 from deltaw.ties import storage_key
 from deltaw.tree import base_modules, require_model
 from deltaw.variants import VARIANTS
-from deltaw.worn import FullCopy, Twin
+from deltaw.worn import Adapters, FullCopy, Twin
 
 __all__ = ["MergeReport", "UnmergeReport", "dense_delta", "merge", "unmerge"]
+
+_SUMMABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,45 +99,71 @@ def _refuse(what: str, where: str, got: str, expected: str, hint: str) -> StateE
     return StateError(what, where=where, got=got, expected=expected, hint=hint)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Change:
     """One base tensor that a merge changes; the new value is computed when it is asked for."""
 
     where: str
-    parameter: Tensor
+    parameter: Any
     value: Callable[[], Tensor]
+    readers: frozenset[int]
+    shape: tuple[int, ...] | None = None
 
 
 def _low_rank_value(module: Any, kind: Kind, entries: list[tuple[Any, float]]) -> Tensor:
     parameter: Tensor = module.weight
     wide = compute_dtype(parameter.dtype)
     total = torch.zeros(parameter.shape, dtype=wide, device=parameter.device)
-    for entry, weight in entries:
-        total += dense_delta(kind, entry, parameter.shape, wide).to(parameter.device) * weight
+    with torch.autocast(parameter.device.type, enabled=False):
+        for entry, weight in entries:
+            total += dense_delta(kind, entry, parameter.shape, wide).to(parameter.device) * weight
     if kind.settled is None:
         return merge_weight(parameter.detach(), total)
     return kind.settled(module, merge_weight(kind.settled(module, parameter.detach()), total))
 
 
+def _updates(module: nn.Module, mix: Mix) -> frozenset[int]:
+    """Identities of the low-rank updates that a mix makes a module wear, whether first-hand or as a twin."""
+    entries = [container_of(module)._modules.get(name) for name, _ in mix]
+    return frozenset(id(e.primary[0] if isinstance(e, Twin) else e) for e in entries if hasattr(e, "parts"))
+
+
 def _changes(record: Record, mix: Mix) -> list[_Change]:
-    """Every base tensor that the mix changes."""
+    """Every base tensor that the mix changes, and the modules that may read it."""
     changes: list[_Change] = []
+    updates = {id(module): _updates(module, mix) for module in record.modules.values()}
     for path, module in record.modules.items():
         container, kind = container_of(module), kind_of(module)
         worn = [(container._modules[name], weight) for name, weight in mix if name in container._modules]
         low_rank = [(e, w) for e, w in worn if hasattr(e, "parts") and not isinstance(e, Twin)]
         if low_rank and kind is not None:
             value = functools.partial(_low_rank_value, module, kind, low_rank)
-            changes.append(_Change(f"{path}.weight", module.weight, value))  # type: ignore[arg-type]
+            alike = frozenset(key for key, ids in updates.items() if ids == updates[id(module)])
+            sizes = kind.sizes(module) if kind.transposed else kind.sizes(module)[::-1]
+            weight = module._parameters.get("weight")
+            changes.append(
+                _Change(where=f"{path}.weight", parameter=weight, value=value, readers=alike, shape=tuple(sizes))
+            )
         for entry, _ in worn:
             bias: Any = getattr(entry, "bias", None)
             if bias is not None:
-                changes.append(_Change(f"{path}.bias", module.bias, bias.detach))  # type: ignore[arg-type]
+                own = module._parameters.get("bias")
+                reader = frozenset({id(module)})
+                changes.append(_Change(where=f"{path}.bias", parameter=own, value=bias.detach, readers=reader))
             if isinstance(entry, FullCopy):
-                own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-                source = {**dict(entry.module.named_parameters()), **dict(entry.module.named_buffers())}
-                changes += [_Change(f"{path}.{key}", own[key], value.detach) for key, value in source.items()]
+                changes += _replaced(path, module, entry.module)
     return changes
+
+
+def _replaced(path: str, module: nn.Module, copy: nn.Module) -> list[_Change]:
+    """The changes of a module trained in full."""
+    inside = frozenset(id(m) for m in module.modules())
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    source = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
+    return [
+        _Change(where=f"{path}.{key}", parameter=own.get(key), value=value.detach, readers=inside)
+        for key, value in source.items()
+    ]
 
 
 def _check_finite(record: Record, mix: Mix) -> None:
@@ -149,43 +177,64 @@ def _check_finite(record: Record, mix: Mix) -> None:
                 )  # fmt: skip
 
 
-def _check_weights(model: nn.Module, record: Record, mix: Mix, changes: list[_Change]) -> None:
+def _check_writable(change: _Change) -> None:
+    """Refuse what is no plain stored tensor; a sum needs a floating weight of the layer's own shape besides."""
+    weight = change.parameter
+    plain = type(weight) in (nn.Parameter, Tensor) and not weight.is_meta
+    if plain and (change.shape is None or (weight.dtype in _SUMMABLE and tuple(weight.shape) == change.shape)):
+        return
+    got = (
+        f"{type(weight).__name__} of {weight.dtype} on {weight.device}"
+        if isinstance(weight, Tensor)
+        else "no stored weight: it is packed, or computed by a parametrization"
+    )
+    raise _refuse(
+        "this weight cannot be merged into", f"parameter '{change.where}'", got, "a plain floating-point weight",
+        "merge into a dequantized, loaded copy of the base; remove parametrizations first.",
+    )  # fmt: skip
+
+
+def _check_weights(model: nn.Module, changes: list[_Change]) -> None:
     """Refuse weights that cannot be written, and writes that would reach a module that is not adapted alike."""
-    owners: dict[tuple[int, ...], str] = {}
+    owners: dict[tuple[int, ...], _Change] = {}
     for change in changes:
-        weight = change.parameter
-        if (
-            type(weight) not in (nn.Parameter, Tensor)
-            or weight.is_meta
-            or (change.where.endswith(".weight") and not weight.is_floating_point())
-        ):
-            raise _refuse(
-                "this weight cannot be merged into", f"parameter '{change.where}'",
-                f"{type(weight).__name__} of {weight.dtype} on {weight.device}", "a plain floating-point weight",
-                "merge into a dequantized, loaded copy of the base.",
-            )  # fmt: skip
-        if weight.numel() and owners.setdefault(storage_key(weight), change.where) != change.where:
+        _check_writable(change)
+        first = owners.setdefault(storage_key(change.parameter), change)
+        if change.parameter.numel() and first is not change:
             raise _refuse(
                 "two updates cannot be merged into one shared weight",
-                f"parameters '{owners[storage_key(weight)]}' and '{change.where}'",
+                f"parameters '{first.where}' and '{change.where}'",
                 "separate adapters on tied modules", 'one update, as with ties="share"',
                 "untie the weights first, or run unmerged.",
             )  # fmt: skip
-    names = {name for name, _ in mix}
-    spoken = {
-        id(m)
-        for module in record.modules.values()
-        if names & set(container_of(module)._modules)
-        for m in module.modules()
-    }
     for path, module in base_modules(model):
         for key, parameter in module._parameters.items():
-            if parameter is not None and id(module) not in spoken and storage_key(parameter) in owners:
+            owner = None if parameter is None else owners.get(storage_key(parameter))
+            if owner is not None and id(module) not in owner.readers:
                 raise _refuse(
-                    "merging would also change a module that has no adapter", f"parameter '{path}.{key}'",
-                    f"it is tied to '{owners[storage_key(parameter)]}'", "all users adapted alike",
+                    "merging would also change a module that is not adapted alike", f"parameter '{path}.{key}'",
+                    f"it is tied to '{owner.where}'", "all users adapted alike",
                     'attach with ties="share", or untie the weights first.',
                 )  # fmt: skip
+
+
+def _check_ties(worn: list[tuple[str, nn.Module, Adapters]], mix: Mix) -> None:
+    """Refuse twins that no longer share the weight of their update's first user."""
+    entries = [
+        (path, module, each._modules[name]) for path, module, each in worn for name, _ in mix if name in each._modules
+    ]
+    homes = {id(entry): (path, module) for path, module, entry in entries if not isinstance(entry, Twin)}
+    for path, module, entry in entries:
+        if not isinstance(entry, Twin):
+            continue
+        home, primary = homes[id(entry.primary[0])]
+        weights = [m._parameters.get("weight") for m in (module, primary)]
+        keys = [None if weight is None else storage_key(weight) for weight in weights]
+        if keys[0] is None or keys[0] != keys[1]:
+            raise _refuse(
+                "tied modules no longer share their weight", f"modules '{home}' and '{path}'", "two weights",
+                "one weight, as at attach", f"tie them again, {path}.weight = {home}.weight, or detach first.",
+            )  # fmt: skip
 
 
 def _write(kept: Kept, changes: list[_Change]) -> tuple[int, list[str]]:
@@ -239,9 +288,10 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None) -> 
             "nothing to merge", type(root).__name__, "no active adapter", "an active adapter",
             "name one: merge(model, 'default').",
         )  # fmt: skip
-    _check_finite(record, mix)
     changes = _changes(record, mix)
-    _check_weights(root, record, mix, changes)
+    _check_weights(root, changes)
+    _check_ties([(path, module, container_of(module)) for path, module in record.modules.items()], mix)
+    _check_finite(record, mix)
     kept = Kept(mix)
     try:
         full, unchanged = _write(kept, changes)
@@ -256,6 +306,26 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None) -> 
     record.merged = kept
     sites = len(kept.originals)
     return MergeReport(mix=mix, sites=sites, kept_bytes=kept.num_bytes, full_bytes=full, unchanged=tuple(unchanged))
+
+
+def _check_present(root: nn.Module, kept: Kept) -> None:
+    """Make sure that what was merged into is still what the model runs, whichever objects hold it by now."""
+    present = dict(base_modules(root))
+    for path, module, _ in kept.containers:
+        if present.get(path) is not module:
+            raise _refuse(
+                "a merged module was replaced, so the base cannot be restored", f"module '{path}'",
+                type(present.get(path)).__name__, "the module that was merged into",
+                "put the old module back, then unmerge; nothing was written.",
+            )  # fmt: skip
+    for original in kept.originals:
+        path, _, key = original.where.rpartition(".")
+        holder = root.get_submodule(path)
+        now = holder._parameters.get(key, holder._buffers.get(key))
+        # load_state_dict(assign=True) puts other objects in place; with the merged content they are as good
+        original.parameter = original.parameter if now is None else now
+        check_unchanged(original)
+    _check_ties(kept.containers, kept.mix)
 
 
 @torch.no_grad()
@@ -279,8 +349,7 @@ def unmerge(model: nn.Module) -> UnmergeReport:
             "cannot unmerge: nothing is merged", type(root).__name__, "adapters beside the base", "a merged model",
             "call merge first.",
         )  # fmt: skip
-    for original in kept.originals:
-        check_unchanged(original)
+    _check_present(root, kept)
     for original in kept.originals:
         restore(original)
     for _, module, container in kept.containers:

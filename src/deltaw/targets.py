@@ -81,9 +81,9 @@ def _heads(tree: _Tree) -> set[int]:
     """Output heads: what the model says it is, and linears that share an embedding's weight."""
     get = getattr(tree.model, "get_output_embeddings", None)
     heads = {id(get())} if callable(get) else set()
-    tables = {storage_key(m.weight) for m in tree.modules.values() if isinstance(m, nn.Embedding)}
-    linears = (m for m in tree.modules.values() if isinstance(m, nn.Linear) and isinstance(m.weight, torch.Tensor))
-    return heads | {id(m) for m in linears if storage_key(m.weight) in tables}
+    weights = [(m, weight) for m in tree.modules.values() if (weight := m._parameters.get("weight")) is not None]
+    tables = {storage_key(weight) for m, weight in weights if isinstance(m, nn.Embedding)}
+    return heads | {id(m) for m, weight in weights if isinstance(m, nn.Linear) and storage_key(weight) in tables}
 
 
 def _all_linear(tree: _Tree) -> list[str]:

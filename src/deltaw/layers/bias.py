@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from deltaw.layers.registry import kind_of
@@ -47,6 +49,7 @@ def add_bias(module: nn.Module, out: Tensor, bias: Tensor) -> Tensor:
     if channel_dim(module) == 1:
         # an unbatched input of a convolution has one axis less; its channels then come first
         convolution = isinstance(module, nn.modules.conv._ConvNd)
-        spatial = module.weight.dim() - 2 if convolution else out.dim() - 2
+        weight: Any = module.weight
+        spatial = weight.dim() - 2 if convolution else out.dim() - 2
         shift = shift.reshape(-1, *([1] * spatial))
     return out + shift
