@@ -172,7 +172,7 @@ class FidelityReport:
 
 @dataclass(frozen=True, kw_only=True)
 class _Site:
-    """What was taken of one module: activations, the float64 output, and the bound's two parts, absolute."""
+    """What was taken of one module: activations, the float64 output, and the bound on the relative error."""
 
     inputs: Tensor
     output: Tensor
@@ -298,9 +298,8 @@ def _judge_site(path: str, module: nn.Module, site: _Site) -> SiteFidelity:
     weight: Any = module.weight
     inputs = site.inputs.to(weight.device)
     inputs = inputs.to(weight.dtype) if inputs.is_floating_point() else inputs
-    scale = float(site.output.abs().max()) or 1.0
-    error = float((module(inputs).to(WIDE).cpu() - site.output).abs().max())
-    return SiteFidelity(path=path, error=error / scale, bound=site.bound / scale)
+    error = _relative(module(inputs).to(WIDE).cpu(), site.output)
+    return SiteFidelity(path=path, error=error, bound=site.bound)
 
 
 @contextmanager
@@ -369,9 +368,15 @@ def _take(
             return forward(module, x).to(WIDE)
 
     output = run(exact, WIDE)
-    rounding = (run({key: value.to(dtype) for key, value in exact.items()}, WIDE) - output).abs().max()
-    matmul = (run(base, dtype) - run(base, WIDE)).abs().max()
-    return _Site(inputs=inputs.cpu(), output=output.cpu(), bound=FACTOR * float(rounding + matmul))
+    rounding = _relative(run({key: value.to(dtype) for key, value in exact.items()}, WIDE), output)
+    # Relative to the base's own output: where the update outweighs the base, so do the errors of its products.
+    matmul = _relative(run(base, dtype), run(base, WIDE))
+    return _Site(inputs=inputs.cpu(), output=output.cpu(), bound=FACTOR * (rounding + matmul))
+
+
+def _relative(found: Tensor, exact: Tensor) -> float:
+    """Largest difference over the largest value."""
+    return float((found - exact).abs().max()) / (float(exact.abs().max()) or 1.0)
 
 
 @contextmanager
