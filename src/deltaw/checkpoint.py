@@ -19,7 +19,8 @@ from deltaw.errors import CheckpointError
 from deltaw.export import export
 from deltaw.fit import Fit, fit
 from deltaw.layer import container_of
-from deltaw.peft_config import FIELDS
+from deltaw.peft_config import FIELDS, unknown_fields
+from deltaw.read import CONFIG
 from deltaw.record import Record, Worn, find_record, record_of
 from deltaw.reports import size
 from deltaw.tree import require_model
@@ -98,6 +99,7 @@ def save(model: nn.Module, directory: str | Path, name: str = "default") -> Save
     root = require_model(model)
     record = record_of(root, "save")
     record.require_unmerged("save")
+    record.require_in_place(root, "save")
     record.resolve(name)
     adapter, notes = export(root, record, name)
     broken = [key for key, tensor in adapter.tensors.items() if not bool(torch.isfinite(tensor).all())]
@@ -151,6 +153,9 @@ def load(
     worn = Worn(fitted.plan.config, {**foreign, **kept}, {k: v for k, v in adapter.metadata.items() if k != METADATA})
     attach_plan(root, fitted.plan, name, trainable=trainable, worn=worn)
     _fill(record_of(root, "load"), name, fitted)
+    unknown = [
+        f"field {key!r} of {CONFIG} is unknown and was left out of account" for key in unknown_fields(dict(adapter.raw))
+    ]
     modules = len(fitted.plan.sites) + len(fitted.plan.copies) + sum(len(site.twins) for site in fitted.plan.sites)
     return LoadReport(
         name=name,
@@ -158,7 +163,7 @@ def load(
         applied=modules,
         total=fitted.total,
         tensors=len(adapter.tensors),
-        notes=tuple(fitted.notes),
+        notes=tuple(fitted.notes + unknown),
     )
 
 

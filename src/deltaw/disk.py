@@ -66,9 +66,8 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
         for temporary, final in staged:
             Path(temporary).chmod(0o644)
             Path(temporary).replace(final)
+        _flush(directory)
     except OSError as error:
-        for temporary, _ in staged:
-            Path(temporary).unlink(missing_ok=True)
         raise CheckpointError(
             "cannot write the adapter",
             where=str(directory),
@@ -76,3 +75,16 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
             expected="a writable directory with room",
             hint="free some space or choose another directory; what stood there before is unchanged.",
         ) from error
+    finally:
+        for temporary, _ in staged:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _flush(directory: Path) -> None:
+    """Make the renames themselves survive a power cut, where the system can flush a directory."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -56,9 +56,9 @@ def fingerprint(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
     return {"id": digest, "dtype": dtype, "sites": sites}
 
 
-def _same(a: float, b: float, bits: int) -> bool:
-    """Equal up to one unit in the last place of a mantissa of ``bits`` bits; exactly equal for full precision."""
-    return a == b or (a != a and b != b) or abs(a - b) <= max(abs(a), abs(b)) * 2.0**-bits
+def _same(a: float, b: float, bits: int, spacing: float) -> bool:
+    """Equal up to one unit in the last place of a mantissa of ``bits`` bits, or up to the spacing near zero."""
+    return a == b or (a != a and b != b) or abs(a - b) <= max(max(abs(a), abs(b)) * 2.0**-bits, spacing)
 
 
 def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
@@ -74,6 +74,8 @@ def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
     kinds = [getattr(torch, str(side.get("dtype", "float32")), torch.float32) for side in (saved, present)]
     same_dtype = kinds[0] == kinds[1]
     bits = min(_MANTISSA.get(kind, 7) for kind in kinds)
+    # fp16 is subnormal below 6e-5, where weights of usual size do lie: its spacing is absolute there
+    spacing = 2.0**-24 if torch.float16 in kinds else 0.0
     lines = []
     for path, (shape, values) in saved.get("sites", {}).items():
         other = present["sites"].get(path)
@@ -83,6 +85,6 @@ def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
             lines.append(f"'{path}': shape {tuple(other[0])}, saved for {tuple(shape)}")
         elif values is not None and other[1] is not None:
             pairs = zip(values, other[1], strict=True)
-            if not all(a == b if same_dtype else _same(a, b, bits) for a, b in pairs):
+            if not all(a == b if same_dtype else _same(a, b, bits, spacing) for a, b in pairs):
                 lines.append(f"'{path}': other values than the base it was trained on")
     return lines

@@ -19,11 +19,14 @@ from deltaw.patterns import Matcher, block_indices
 from deltaw.peft_config import alpha_for
 from deltaw.sites import Part, Plan
 from deltaw.targets import Choice, finish
+from deltaw.ties import storage_key
 from deltaw.tree import base_modules, base_state
 
 __all__ = ["Fit", "fit"]
 
 _SHOWN = 12
+_HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
+"""Heads that PEFT adds to ``modules_to_save`` by task, in some versions without writing them there."""
 
 
 @dataclass
@@ -61,6 +64,13 @@ class _Fitting:
         self.factors: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
         self.copies: dict[str, dict[str, Tensor]] = {}
         self.biases: dict[str, Tensor] = {}
+
+    def tied(self, path: str, other: str) -> bool:
+        """Whether two modules share their weight in this model."""
+        weights: list[Any] = [self.modules[p]._parameters.get("weight") for p in (path, other) if p in self.modules]
+        if len(weights) < 2 or any(weight is None for weight in weights):
+            return False
+        return storage_key(weights[0]) == storage_key(weights[1])
 
     def finite(self) -> None:
         """Refuse NaN and infinity."""
@@ -192,7 +202,7 @@ class _Fitting:
 
     def _saved_names(self) -> set[str]:
         """Paths that ``modules_to_save`` reaches by PEFT's rule: a bare ending."""
-        names = tuple(self.raw.get("modules_to_save") or ())
+        names = (*(self.raw.get("modules_to_save") or ()), *_HEADS.get(str(self.raw.get("task_type")), ()))
         return {path for path in self.modules if path and names and path.endswith(names)}
 
     def _owner(self, name: str) -> str | None:
@@ -322,8 +332,11 @@ def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -
             expected="one place for every tensor and one tensor for every place",
             hint=_hint(work),
         )
-    for path in [path for path in work.chosen if path in work.own.get("twins", {})]:
-        del work.chosen[path]
+    for path, primary in work.own.get("twins", {}).items():
+        if work.tied(path, primary):
+            work.chosen.pop(path, None)
+        elif path in work.chosen:
+            work.notes.append(f"'{path}' and '{primary}' shared a weight where this was saved, here they do not")
     order = [path for path in work.modules if path in work.chosen]
     biases = [(path, work.modules[path]) for path in work.modules if path in work.biases]
     copies = [path for path in work.modules if path in work.copies]

@@ -11,7 +11,7 @@ from typing import Any
 from deltaw.config import LoRAConfig
 from deltaw.errors import CheckpointError
 
-__all__ = ["FIELDS", "alpha_for", "from_peft", "to_peft"]
+__all__ = ["FIELDS", "alpha_for", "from_peft", "to_peft", "unknown_fields"]
 
 _NOTHING = "dummy-target-modules"
 """PEFT's word for an adapter without any low-rank site."""
@@ -40,6 +40,13 @@ FIELDS = frozenset(
     }
 )  # fmt: skip
 """Fields that deltaw reads or writes itself."""
+_NEUTRAL = frozenset(
+    {
+        "auto_mapping", "corda_config", "ensure_weight_tying", "eva_config", "loftq_config", "lora_ga_config",
+        "megatron_core", "peft_version", "qalora_group_size", "runtime_config",
+    }
+)  # fmt: skip
+"""Fields that say how an adapter came to be, or act only beside a field that is refused."""
 
 
 def _bad(where: str, field: str, got: object, expected: str, hint: str) -> CheckpointError:
@@ -67,6 +74,40 @@ def _number(raw: dict[str, Any], key: str, default: float, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise _bad(where, key, value, "a number", "the file is damaged or was edited.")
     return value
+
+
+def _is_regex(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return True
+
+
+def _check_values(raw: dict[str, Any], where: str) -> None:
+    """Refuse values of a kind that PEFT never writes."""
+    hint = "the file is damaged or was edited."
+    for key, kind in (("rank_pattern", int), ("alpha_pattern", int | float)):
+        found = raw.get(key) or {}
+        if not isinstance(found, dict) or not all(type(v) is not bool and isinstance(v, kind) for v in found.values()):
+            raise _bad(where, key, found, "an object of numbers", hint)
+        if not all(map(_is_regex, found)):
+            raise _bad(where, key, found, "keys that are regular expressions", hint)
+    for key in ("target_modules", "exclude_modules", "modules_to_save"):
+        found = raw.get(key) or []
+        text = isinstance(found, str) and key != "modules_to_save"
+        if not text and not (isinstance(found, list) and all(isinstance(name, str) for name in found)):
+            raise _bad(
+                where, key, found, "a list of names" + (" or a string" if key != "modules_to_save" else ""), hint
+            )
+        if text and not _is_regex(found):
+            raise _bad(where, key, found, "a regular expression", hint)
+    layers = raw.get("layers_to_transform")
+    indices = layers if isinstance(layers, list) else [0 if layers is None else layers]
+    if not all(type(index) is int for index in indices):
+        raise _bad(where, "layers_to_transform", layers, "whole numbers", hint)
+    if type(raw.get("r", 8)) is not int:
+        raise _bad(where, "r", raw["r"], "a whole number", hint)
 
 
 def _patterns(value: Any) -> tuple[str, ...]:
@@ -101,15 +142,13 @@ def from_peft(raw: dict[str, Any], where: str) -> LoRAConfig:
         4
     """
     _refuse(raw, where)
-    for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(raw.get(key) or {}, dict):
-            raise _bad(where, key, raw[key], "an object", "the file is damaged or was edited.")
+    _check_values(raw, where)
     also = _patterns(raw.get("modules_to_save"))
     empty = raw.get("target_modules") == _NOTHING
     try:
         return LoRAConfig(
             targets=("all-linear",) if empty else _patterns(raw.get("target_modules")) or ("all-linear",),
-            rank=0 if empty else int(_number(raw, "r", 8, where)),
+            rank=0 if empty else raw.get("r", 8),
             alpha=_number(raw, "lora_alpha", 8, where),
             dropout=_number(raw, "lora_dropout", 0.0, where),
             rank_stabilized=bool(raw.get("use_rslora", False)),
@@ -127,6 +166,22 @@ def from_peft(raw: dict[str, Any], where: str) -> LoRAConfig:
     except ValueError as error:
         hint = "the file is damaged or was edited."
         raise _bad(where, "a field", str(error).splitlines()[0], "valid values", hint) from error
+
+
+def unknown_fields(raw: dict[str, Any]) -> list[str]:
+    """Fields that are set and that deltaw has never heard of; they might change what the tensors mean.
+
+    Args:
+        raw: the parsed file.
+
+    Returns:
+        Sorted names.
+
+    Example:
+        >>> unknown_fields({"r": 8, "use_future": True, "use_past": False})
+        ['use_future']
+    """
+    return sorted(key for key, value in raw.items() if value and key not in FIELDS | _NEUTRAL | set(_REFUSED))
 
 
 def alpha_for(raw: dict[str, Any], path: str) -> float:

@@ -1,0 +1,586 @@
+"""What does not fit is refused, with model and files as they were; what differs harmlessly is taken."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import deltaw as dw
+from deltaw.errors import CheckpointError
+from peft_features import gpt2, llama
+from peft_judge import (
+    Feature,
+    compare_models,
+    compare_sites,
+    fill,
+    inputs,
+    output,
+    peft_load,
+    peft_model,
+    quiet,
+    seeded,
+    site_paths,
+    tensors,
+    wear,
+)
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+Tensors = dict[str, Tensor]
+
+
+class Net(nn.Module):
+    """Two layers of one shape, so that a swap cannot be seen in the shapes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Linear(8, 8)
+        self.two = nn.Linear(8, 8)
+        self.wide = nn.Linear(8, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.wide(torch.tanh(self.two(torch.tanh(self.one(x)))))
+
+
+NET = Feature(
+    name="net",
+    model=Net,
+    ours={"rank": 3, "alpha": 7, "targets": ["one", "two"]},
+    theirs={"r": 3, "lora_alpha": 7, "target_modules": ["one", "two"]},
+    tokens=False,
+)
+
+
+def key(path: str, factor: str) -> str:
+    return f"base_model.model.{path}.lora_{factor}.weight"
+
+
+def rewrite(
+    directory: Path,
+    edit: Callable[[Tensors], Any] | None = None,
+    config: dict[str, Any] | None = None,
+    foreign: bool = False,
+) -> Path:
+    """Edit a saved adapter; ``foreign`` drops our metadata, as any other writer would."""
+    from safetensors import safe_open
+
+    held = tensors(directory)
+    if edit is not None:
+        edit(held)
+    with safe_open(str(directory / WEIGHTS), framework="pt") as file:
+        metadata = {"format": "pt"} if foreign else dict(file.metadata())
+    save_file({k: t.clone() for k, t in held.items()}, str(directory / WEIGHTS), metadata)
+    if config:
+        raw = {**json.loads((directory / CONFIG).read_text()), **config}
+        (directory / CONFIG).write_text(json.dumps(raw))
+    return directory
+
+
+def state(model: nn.Module, directory: Path) -> tuple[Any, ...]:
+    """Everything a refusal must leave alone."""
+    files = {path.name: path.read_bytes() for path in sorted(directory.iterdir())} if directory.is_dir() else {}
+    values = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    classes = [(name, type(module), sorted(module.__dict__)) for name, module in model.named_modules()]
+    flags = [(name, p.requires_grad, id(p)) for name, p in model.named_parameters()]
+    return files, {k: v.view(-1).view(torch.uint8).numpy().tobytes() for k, v in values.items()}, classes, flags
+
+
+def refused(directory: Path, *words: str, model: nn.Module | None = None, **options: Any) -> str:
+    """Load must refuse with these words and leave model and files byte for byte as they were."""
+    model = seeded(Net) if model is None else model
+    before = state(model, directory)
+    with pytest.raises(CheckpointError) as caught:
+        dw.load(model, directory, **options)
+    assert state(model, directory) == before
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    return text
+
+
+A1, B1, A2 = key("one", "A"), key("one", "B"), key("two", "A")
+TENSORS: dict[str, tuple[Callable[[Tensors], Any], tuple[str, ...]]] = {
+    "extra": (lambda t: t.update({"base_model.model.three.weight": torch.ones(2)}), ("'three.weight' lands nowhere",)),
+    "extra-site": (lambda t: t.update({key("thre", "A"): t[A1], key("thre", "B"): t[B1]}), ("no module 'thre'",)),
+    "missing-factor": (lambda t: t.pop(B1), ("'one' has lora_A but no lora_B",)),
+    "missing-site": (lambda t: (t.pop(A1), t.pop(B1)), ("'one' is a target but has no tensor",)),
+    "misshaped": (lambda t: t.update({A1: torch.ones(3, 9)}), ("(3, 9)", "8 -> 8")),
+    "ranks-differ": (lambda t: t.update({A1: torch.ones(2, 8)}), ("'one'", "(2, 8)")),
+    "swapped-factors": (lambda t: t.update({A1: t[B1], B1: t[A1].clone()}), ("'one'", "(8, 3)", "(3, 8)")),
+    "one-dimension": (lambda t: t.update({A1: torch.ones(24)}), ("'one'",)),
+    "nan": (lambda t: t[A2].view(-1).__setitem__(3, float("nan")), (A2, "NaN")),
+    "infinity": (lambda t: t[A2].view(-1).__setitem__(0, float("-inf")), (A2,)),
+    "embedding-keys": (
+        lambda t: t.update(
+            {A1.replace("A.weight", "embedding_A"): t.pop(A1), B1.replace("B.weight", "embedding_B"): t.pop(B1)}
+        ),
+        ("'one' is a Linear",),
+    ),
+    "prefix-twice": (lambda t: t.update({"base_model.model." + A1: t.pop(A1)}), ("base_model.model.one",)),
+    "nothing": (lambda t: t.clear(), ("problem",)),
+    "magnitude": (
+        lambda t: t.update({"base_model.model.one.lora_magnitude_vector": torch.ones(8)}),
+        ("lands nowhere",),
+    ),
+    "bias-on-b": (lambda t: t.update({"base_model.model.one.lora_B.bias": torch.ones(8)}), ("lands nowhere",)),
+    "several": (lambda t: (t.pop(A1), t.update({A2: torch.ones(3, 9)})), ("2 problems", "'one'", "'two'")),
+}
+
+
+@pytest.mark.parametrize("foreign", [False, True], ids=["ours", "foreign"])
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_that_do_not_fit(name: str, foreign: bool, tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    edit, words = TENSORS[name]
+    refused(rewrite(tmp_path, edit, foreign=foreign), *words)
+
+
+def test_wrong_rank_in_the_configuration(tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    rewrite(tmp_path, config={"r": 4}, foreign=True)
+    refused(tmp_path, "rank 3 in the tensors, 4 in adapter_config.json")
+
+
+def test_a_pattern_that_contradicts_the_tensors(tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    rewrite(tmp_path, config={"rank_pattern": {"two": 5}}, foreign=True)
+    refused(tmp_path, "'two': rank 3 in the tensors, 5")
+
+
+@pytest.mark.parametrize("length", [0, 4, 40, 300, -1])
+def test_truncated_files(length: int, tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    content = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(content[:length])
+    refused(tmp_path, "cannot be read", "bytes")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "word"),
+    [
+        (WEIGHTS, b"not a tensor file at all", "cannot be read"),
+        (CONFIG, b"{", "not JSON"),
+        (CONFIG, b"[]", "no object"),
+        (CONFIG, b"\xff\xfe", "not JSON"),
+        (CONFIG, b"{}", "peft_type"),
+        (CONFIG, b'{"peft_type": "LOHA"}', "LOHA"),
+        (CONFIG, b'{"peft_type": "LORA", "r": "8"}', "r cannot be used"),
+        (CONFIG, b'{"peft_type": "LORA", "r": 2.5}', "r cannot be used"),
+        (CONFIG, b'{"peft_type": "LORA", "lora_alpha": NaN}', "lora_alpha cannot be used"),
+        (CONFIG, b'{"peft_type": "LORA", "rank_pattern": [1]}', "rank_pattern cannot be used"),
+        (CONFIG, b'{"peft_type": "LORA", "bias": "some"}', "cannot be used"),
+        (CONFIG, b'{"peft_type": "LORA", "target_modules": 3}', "target_modules cannot be used"),
+        (CONFIG, b'{"peft_type": "LORA", "target_modules": "("}', "a regular expression"),
+        (CONFIG, b'{"peft_type": "LORA", "rank_pattern": {"(": 3}}', "regular expressions"),
+        (CONFIG, b'{"peft_type": "LORA", "alpha_pattern": {"one": "x"}}', "cannot be used"),
+        (CONFIG, b'{"peft_type": "LORA", "layers_to_transform": "all"}', "layers_to_transform cannot be used"),
+        (CONFIG, b'{"peft_type": "LORA", "modules_to_save": [3]}', "modules_to_save cannot be used"),
+    ],
+)
+def test_damaged_files(name: str, content: bytes, word: str, tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    rewrite(tmp_path, foreign=True)
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path, word)
+
+
+def test_absent_files(tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "no such directory")
+    refused(tmp_path, "an empty directory")
+    wear(NET, tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    refused(tmp_path, WEIGHTS)
+
+
+def test_a_pickle_may_hold_nothing_but_tensors(tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    for content in ({"a": Path("x")}, {"a": 3}, [torch.ones(1)]):
+        torch.save(content, tmp_path / "adapter_model.bin")
+        refused(tmp_path, "adapter_model.bin", "cannot be read")
+
+
+NAMED: dict[str, tuple[dict[str, Any], str]] = {
+    "dora": ({"use_dora": True}, "DoRA"),
+    "lora_bias": ({"lora_bias": True}, "bias on B"),
+    "target_parameters": ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "raw parameters"),
+    "trainable_tokens": ({"trainable_token_indices": [1, 2]}, "token rows"),
+    "trainable_tokens_by_name": ({"trainable_token_indices": {"embed_tokens": [1]}}, "token rows"),
+    "alora": ({"alora_invocation_tokens": [5]}, "activated"),
+    "qalora": ({"use_qalora": True}, "QALoRA"),
+    "layer_replication": ({"layer_replication": [[0, 4], [2, 5]]}, "replicated"),
+    "bdlora": ({"use_bdlora": {"nblocks": 2}}, "block-diagonal"),
+    "arrow": ({"arrow_config": {"top_k": 2}}, "Arrow"),
+    "velora": ({"velora_config": {"rank": 1}}, "VeLoRA"),
+    "monteclora": ({"monteclora_config": {"n": 2}}, "MonteCLoRA"),
+    "kasa": ({"kasa_config": {"beta": 1}}, "KaSA"),
+    "megatron": ({"megatron_config": {"tp": 2}}, "Megatron"),
+    "enable_lora": ({"enable_lora": [True, False, True]}, "enable_lora"),
+    **{
+        f"init_{n}": ({"init_lora_weights": n}, n)
+        for n in ("pissa", "pissa_niter_16", "olora", "corda", "loftq", "lora_ga")
+    },
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_cannot_be_applied_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    fields, word = NAMED[name]
+    rewrite(tmp_path, config=fields, foreign=True)
+    assert next(iter(fields)) in refused(tmp_path, word)
+
+
+def test_every_field_of_peft_is_known() -> None:
+    """A field that a newer PEFT adds must be sorted into read, refused or neutral; till then loading names it."""
+    import peft
+
+    from deltaw.peft_config import unknown_fields
+
+    raw = dict.fromkeys(peft.LoraConfig().to_dict(), "set")
+    assert unknown_fields({**raw, "runtime_config": None}) == []
+
+
+def test_an_unknown_field_is_named_and_kept(tmp_path: Path) -> None:
+    wear(NET, tmp_path / "a")
+    rewrite(tmp_path / "a", config={"use_future": True})
+    model = seeded(Net)
+    report = dw.load(model, tmp_path / "a")
+    assert any("use_future" in note for note in report.notes)
+    dw.save(model, tmp_path / "b")
+    assert json.loads((tmp_path / "b" / CONFIG).read_text())["use_future"] is True
+
+
+# The base
+
+
+def test_another_base_is_refused_and_allowed_by_flag(tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    other = seeded(Net, seed=1)
+    refused(tmp_path, "another base", "'one'", "allow-other-base", model=other)
+    report = dw.load(other, tmp_path, allow_other_base=True)
+    assert any("another base" in note for note in report.notes)
+
+
+def test_a_file_without_a_fingerprint_is_taken_with_a_note(tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    rewrite(tmp_path, foreign=True)
+    assert any("not checked" in note for note in dw.load(seeded(Net, seed=1), tmp_path).notes)
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def small() -> nn.Module:
+    """A checkpoint with many weights in fp16's subnormal range, as initialized ones have."""
+    net = Net()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(1e-4)
+    return net
+
+
+@pytest.mark.parametrize("make", [Net, small])
+@pytest.mark.parametrize("saved", DTYPES, ids=str)
+@pytest.mark.parametrize("loaded", DTYPES, ids=str)
+def test_one_checkpoint_in_any_dtype_is_one_base(saved: Any, loaded: Any, make: Any, tmp_path: Path) -> None:
+    model = seeded(make).to(saved)
+    dw.attach(model, dw.LoRAConfig(**NET.ours))
+    dw.save(model, tmp_path)
+    assert not dw.load(seeded(make).to(loaded), tmp_path).notes
+    refused(tmp_path, "another base", model=seeded(Net, seed=1).to(loaded))
+
+
+# Edits, crashes, full disks
+
+
+def test_an_edited_alpha_is_noticed(tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    rewrite(tmp_path, config={"lora_alpha": 14})
+    refused(tmp_path, "not the one these tensors were written with", "accept_edits")
+    adapter = dw.Adapter.open(tmp_path, accept_edits=True)
+    assert adapter.scaling("one") == 14 / 3
+    adapter.save(tmp_path)
+    dw.load(seeded(Net), tmp_path)
+
+
+def test_a_crash_between_the_two_renames_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wear(NET, tmp_path)
+    before = (tmp_path / CONFIG).read_bytes()
+    replace, done = Path.replace, []
+
+    def crash(self: Path, target: Path) -> Path:
+        if done:
+            raise KeyboardInterrupt
+        done.append(target)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", crash)
+    model = seeded(Net)
+    dw.attach(model, dw.LoRAConfig(**{**NET.ours, "alpha": 14}))
+    with pytest.raises(KeyboardInterrupt):
+        dw.save(model, tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / CONFIG).read_bytes() == before and done
+    refused(tmp_path, "not the one these tensors were written with")
+    assert not list(tmp_path.glob(".*tmp")), "an interrupted save leaves no staged files"
+
+
+@contextlib.contextmanager
+def full_disk(left: int) -> Iterator[None]:
+    """A disk on which no file can grow beyond ``left`` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (left, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_old_files(tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    model = seeded(Net)
+    dw.attach(model, dw.LoRAConfig(**NET.ours))
+    before = state(model, tmp_path)
+    with pytest.raises(CheckpointError, match="cannot write the adapter") as caught, full_disk(512):
+        dw.save(model, tmp_path)
+    assert caught.value.exit_code == 5
+    assert state(model, tmp_path) == before
+
+
+SAVE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import torch
+from torch import nn
+import deltaw as dw
+from peft_judge import fill, seeded
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.emb = nn.Embedding(9, 8)
+        block = lambda: nn.ModuleDict(dict(q=nn.Linear(8, 8), k=nn.Linear(8, 8), qkv=nn.Linear(8, 24)))
+        self.layers = nn.ModuleList(block() for _ in range(3))
+        self.pre_head, self.head, self.out = nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(8, 9, bias=False)
+        self.out.weight = self.emb.weight
+
+for name, fields in dict(
+    patterns=dict(targets=["q", "k"], rank_pattern=dict(q=5), alpha_pattern={{"layers.1.k": 3, "layers.0.k": 2}}),
+    slices=dict(targets=["qkv[q,v]", "k"], rank_pattern={{"qkv[v]": 2}}),
+    heads=dict(targets=["q"], exclude=["layers.2.q"], train_also=["head"], bias="all"),
+    tied=dict(targets=["emb", "q"], ties="share"),
+    types=dict(targets=[nn.Linear], ties="share"),
+).items():
+    model = seeded(Net)
+    dw.attach(model, dw.LoRAConfig(rank=3, alpha=7, **fields))
+    fill(dw.trainable(model))
+    dw.save(model, Path({out!r}) / name)
+"""
+
+
+@pytest.mark.slow
+def test_bytes_are_the_same_in_every_process(tmp_path: Path) -> None:
+    runs = {}
+    for seed in ("0", "1"):
+        code = SAVE.format(tests=str(Path(__file__).parent), out=str(tmp_path / seed))
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        runs[seed] = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+    for done in runs.values():
+        _, errors = done.communicate()
+        assert done.returncode == 0, errors
+    files = [path.relative_to(tmp_path / "0") for path in (tmp_path / "0").rglob("*") if path.is_file()]
+    assert len(files) == 10
+    for file in files:
+        assert (tmp_path / "0" / file).read_bytes() == (tmp_path / "1" / file).read_bytes(), file
+
+
+# The judge itself: a wrong file must not pass
+
+
+@pytest.mark.parametrize("mutation", ["scaling", "swap", "sign", "rank-stabilized"])
+def test_the_judge_sees_a_wrong_adapter(mutation: str, tmp_path: Path) -> None:
+    ours = wear(NET, tmp_path)
+    scalings, x = {"one": 7 / 3, "two": 7 / 3}, inputs(ours, tokens=False)
+    theirs = peft_load(seeded(Net), tmp_path)
+    compare_sites(ours, theirs, tensors(tmp_path), scalings, x)
+    compare_models(ours, theirs, x)
+
+    def swap(t: Tensors) -> None:
+        for factor in "AB":
+            t[key("one", factor)], t[key("two", factor)] = t[key("two", factor)], t[key("one", factor)].clone()
+
+    edits: dict[str, tuple[Any, dict[str, Any]]] = {
+        "scaling": (None, {"lora_alpha": 7 * 1.01}),
+        "swap": (swap, {}),
+        "sign": (lambda t: t.update({A1: -t[A1]}), {}),
+        "rank-stabilized": (None, {"use_rslora": True}),
+    }
+    edit, config = edits[mutation]
+    wrong = seeded(Net)
+    dw.load(wrong, rewrite(tmp_path, edit, config, foreign=True))
+    with pytest.raises(AssertionError, match="off by"):
+        compare_sites(wrong, theirs, tensors(tmp_path), scalings, x)
+    with pytest.raises(AssertionError, match="off by"):
+        compare_models(wrong, theirs, x)
+
+
+def test_the_judge_sees_a_wrong_scaling_on_both_sides(tmp_path: Path) -> None:
+    """Two libraries that agree on a wrong number are caught by the reference."""
+    ours = wear(NET, tmp_path)
+    theirs = peft_load(seeded(Net), tmp_path)
+    with pytest.raises(AssertionError, match="expected another scaling"):
+        compare_sites(ours, theirs, tensors(tmp_path), {"one": 7 / 3 * 1.01}, inputs(ours, tokens=False))
+
+
+# Sharing, several adapters, continuing
+
+
+def test_several_adapters_on_one_model_with_heads(tmp_path: Path) -> None:
+    one, two = {"rank": 3, "alpha": 7}, {"rank": 2, "alpha": 5, "rank_stabilized": True}
+    make = lambda: gpt2(head=True)  # noqa: E731
+    model = seeded(make)
+    for seed, (name, more) in enumerate((("a", one), ("b", two))):
+        dw.attach(model, dw.LoRAConfig(targets=["c_attn"], train_also=["score"], **more), name)
+        fill([(key, p) for key, p in dw.trainable(model) if f".lora.{name}." in key], seed)
+        dw.save(model, tmp_path / name, name)
+    model.eval()
+    x, again = inputs(model, tokens=True), seeded(make)
+    for name in "ab":
+        assert not any(".lora." in key for key in tensors(tmp_path / name))
+        dw.load(again, tmp_path / name, f"{name}_again")
+    import peft
+
+    with quiet():
+        theirs = peft.PeftModel.from_pretrained(seeded(make), str(tmp_path / "a"), adapter_name="a")
+        theirs.load_adapter(str(tmp_path / "b"), adapter_name="b")
+    theirs.eval()
+    for name in "ab":
+        theirs.set_adapter(name)
+        with dw.active(model, name), dw.active(again, f"{name}_again"):
+            assert output(model, x).equal(output(again, x))
+            compare_models(model, theirs, x)
+
+
+def test_a_loaded_adapter_can_be_trained_further_under_another_name(tmp_path: Path) -> None:
+    wear(NET, tmp_path)
+    model = seeded(Net)
+    dw.load(model, tmp_path, "mine")
+    assert not dw.trainable(model)
+    dw.detach(model)
+    dw.load(model, tmp_path, "mine", trainable=True)
+    names = [name for name, _ in dw.trainable(model)]
+    assert names == [f"{p}.lora.mine.lora_{f}" for p in ("one", "two") for f in "AB"]
+    optimizer = torch.optim.SGD([p for _, p in dw.trainable(model)], lr=0.1)
+    model(inputs(model, tokens=False)).square().sum().backward()
+    optimizer.step()
+    dw.save(model, tmp_path / "more", "mine")
+    before, after = tensors(tmp_path), tensors(tmp_path / "more")
+    assert before.keys() == after.keys() and all(not before[k].equal(after[k]) for k in before)
+    assert dw.Adapter.open(tmp_path / "more").config == dw.Adapter.open(tmp_path).config
+
+
+def test_a_name_in_use_is_refused_before_anything_changes(tmp_path: Path) -> None:
+    model = wear(NET, tmp_path)
+    before = state(model, tmp_path)
+    with pytest.raises(dw.DeltawError, match="taken"):
+        dw.load(model, tmp_path)
+    assert state(model, tmp_path) == before
+
+
+def test_a_shared_update_stays_whole_where_the_tie_is_gone(tmp_path: Path) -> None:
+    tied = seeded(lambda: llama(tied=True))
+    dw.attach(tied, dw.LoRAConfig(rank=3, alpha=7, targets=["embed_tokens"], ties="share"))
+    fill(dw.trainable(tied))
+    dw.save(tied, tmp_path)
+    untied = seeded(lambda: llama(tied=False))
+    untied.load_state_dict(tied.state_dict() and {k: v for k, v in tied.state_dict().items() if ".lora." not in k})
+    report = dw.load(untied, tmp_path)
+    assert report.applied == report.total == 2 and any("shared a weight" in note for note in report.notes)
+    x = inputs(tied, tokens=True)
+    torch.testing.assert_close(output(tied, x), output(untied, x))
+
+
+def test_twins_that_differ_in_the_file_are_refused(tmp_path: Path) -> None:
+    make = lambda: llama(tied=True)  # noqa: E731
+    tied = seeded(make)
+    dw.attach(tied, dw.LoRAConfig(rank=3, alpha=7, targets=["embed_tokens"], ties="share"))
+    fill(dw.trainable(tied))
+    dw.save(tied, tmp_path)
+    rewrite(tmp_path, lambda t: t[key("lm_head", "A")].add_(1))
+    refused(tmp_path, "share one update", model=seeded(make))
+
+
+def test_a_frozen_table_of_another_base_is_refused(tmp_path: Path) -> None:
+    theirs = {"r": 3, "target_modules": ["embed_tokens"]}
+    with quiet():
+        peft_model(seeded(llama), theirs).save_pretrained(str(tmp_path))
+    assert any(".base_layer.weight" in name for name in tensors(tmp_path))
+    assert any("copy of the frozen base" in note for note in dw.load(seeded(llama), tmp_path).notes)
+    refused(tmp_path, "not this base's", model=seeded(llama, seed=1))
+
+
+def test_a_reader_that_knows_two_numbers_gets_the_same_update(tmp_path: Path) -> None:
+    """Portable: plain adapters mean alpha / r * B A to every server."""
+    wear(NET, tmp_path)
+    raw, held = json.loads((tmp_path / CONFIG).read_text()), tensors(tmp_path)
+    adapter = dw.Adapter.open(tmp_path)
+    assert adapter.modules() == sorted(site_paths(held)) == ["one", "two"]
+    for path in adapter.modules():
+        dense = raw["lora_alpha"] / raw["r"] * (held[key(path, "B")].double() @ held[key(path, "A")].double())
+        torch.testing.assert_close(adapter.delta(path), dense.float())
+
+
+# Adapters of others
+
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "adapters"
+needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data/adapters is not here")
+
+
+@pytest.mark.shared
+@needs_shared
+def test_the_grouped_layout_of_2023_is_refused_by_name() -> None:
+    with pytest.raises(CheckpointError, match="enable_lora"):
+        dw.Adapter.open(SHARED / "bloom560m-mergedlinear")
+
+
+def _real(name: str) -> nn.Module:
+    import transformers as tf
+
+    if name == "peft-gpt2-seqcls":
+        return tf.GPT2ForSequenceClassification(tf.GPT2Config(num_labels=6, pad_token_id=0, vocab_size=5000))
+    return tf.DistilBertForSequenceClassification(tf.DistilBertConfig())
+
+
+@pytest.mark.shared
+@pytest.mark.slow
+@needs_shared
+@pytest.mark.parametrize(("name", "modules"), [("peft-gpt2-seqcls", 13), ("distilbert-imdb", 14)])
+def test_real_adapters_give_pefts_outputs(name: str, modules: int) -> None:
+    base = seeded(lambda: _real(name))
+    x = torch.randint(1, 5000, (2, 9), generator=torch.Generator().manual_seed(3))
+    plain = output(base, x)
+    report = dw.load(base, SHARED / name)
+    assert report.applied == report.total == modules
+    got = output(base, x)
+    with dw.disabled(base):
+        assert output(base, x).equal(plain)
+    with dw.active(base, "default"):
+        assert not torch.allclose(got, plain)
+    dw.detach(base)
+    theirs = peft_load(base, SHARED / name)
+    judged = output(theirs, x)
+    exact = output(theirs.double(), x)
+    size, own = exact.abs().max(), (judged.double() - exact).abs().max()
+    assert (got.double() - judged.double()).abs().max() <= max(4 * own, size * 2.0**-22)
