@@ -273,7 +273,8 @@ def test_verbs_are_refused_while_merged(tmp_path: Path) -> None:
             pass
 
     verbs = [
-        lambda: dw.merge(model), lambda: dw.detach(model), lambda: dw.activate(model, "default"), lambda: dw.check(model),
+        lambda: dw.merge(model), lambda: dw.detach(model), lambda: dw.activate(model, "default"),
+        lambda: dw.check(model),
         lambda: dw.trainable(model), lambda: dw.save(model, tmp_path), lambda: dw.load(model, tmp_path, "b"),
         lambda: builders.attach(model, "b", targets="0"), lambda: dw.freeze(model, "default"),
         lambda: enter(dw.active(model, "default")), lambda: enter(dw.disabled(model)), lambda: dw.draws(model),

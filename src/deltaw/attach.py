@@ -5,7 +5,6 @@ Merging is in ``merge``. No verb here writes to a base weight.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,14 +13,15 @@ from typing import Any
 from torch import nn
 
 from deltaw.config import LoRAConfig
-from deltaw.errors import ConfigError, StateError
+from deltaw.errors import ConfigError
 from deltaw.layer import container_of, device_of, is_lora, put_on, refuse_shadowed, take_off
 from deltaw.record import RECORD, Record, Worn, find_record, record_of
+from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order, refuse_save_pretrained
 from deltaw.reports import count
 from deltaw.sites import Plan, Site
 from deltaw.targets import plan
-from deltaw.tree import base_modules, require_model
-from deltaw.worn import BiasOnly, FullCopy, Twin, site_lora
+from deltaw.tree import require_model
+from deltaw.worn import BiasOnly, FullCopy, Twin, note_load, site_lora
 
 __all__ = [
     "AttachReport", "DetachReport", "activate", "active", "attach", "attach_plan", "attached", "detach", "disabled",
@@ -76,54 +76,6 @@ class DetachReport:
         """One line."""
         left = f"; still attached: {', '.join(self.left)}" if self.left else "; the base is as it was"
         return f"detached {', '.join(self.names)}, {self.restored} modules restored{left}"
-
-
-def _refuse_name(record: Record | None, name: str) -> None:
-    reserved = not name or "." in name or hasattr(nn.Module(), name)
-    taken = record is not None and name in record.adapters
-    if reserved or taken:
-        raise StateError(
-            "this name is taken" if taken else "this cannot be the name of an adapter",
-            where=f"adapter {name!r}",
-            got=repr(name),
-            expected="a new name without a dot that is no attribute of nn.Module",
-            hint="choose another name, or detach the old adapter first." if taken else "try 'default' or 'sql'.",
-        )
-
-
-def _refuse_order(model: nn.Module, given: nn.Module) -> None:
-    """Refuse models that are already sharded or compiled: what is attached then would go unseen."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    sharded = fsdp is not None and any(isinstance(m, fsdp.FSDPModule) for _, m in base_modules(model))
-    compiled = given is not model and "_orig_mod" in given._modules
-    compiled = compiled or any(m._compiled_call_impl is not None for _, m in base_modules(model))
-    if sharded or compiled:
-        raise StateError(
-            "adapters must be attached before the model is " + ("sharded" if sharded else "compiled"),
-            where=type(given).__name__,
-            got="fully_shard was applied" if sharded else "torch.compile was applied",
-            expected="the plain model",
-            hint="order: load, attach, then " + ("fully_shard." if sharded else "compile."),
-        )
-
-
-def refuse_save_pretrained(*args: Any, **kwargs: Any) -> None:
-    """Stand in for ``save_pretrained`` of an attached model, which would lose the adapter in silence.
-
-    Args:
-        *args: as for ``save_pretrained``.
-        **kwargs: as for ``save_pretrained``.
-
-    Raises:
-        StateError: always.
-    """
-    raise StateError(
-        "save_pretrained would lose the adapter",
-        where="a model with adapters attached",
-        got=f"save_pretrained({', '.join(map(repr, args))})",
-        expected="deltaw's own verbs",
-        hint="deltaw.save(model, directory) writes the adapter; deltaw.merge(model) first writes a merged model.",
-    )
 
 
 def _recorded(config: LoRAConfig, made: Plan) -> LoRAConfig:
@@ -215,14 +167,17 @@ def attach_plan(
     record = find_record(root)
     if record is not None:
         record.require_unmerged("attach")
-    _refuse_name(record, name)
-    _refuse_order(root, model)
+    refuse_name(record, name)
+    refuse_order(root, model)
+    refuse_foreign(root, record)
+    refuse_meta(made, loading=worn is not None)
     touched = [(s.path, s.module) for s in made.sites] + list(made.copies) + list(made.biases)
     for path, module in touched + [(path, module) for s in made.sites for path, module, _ in s.twins]:
         refuse_shadowed(path, module)
     if record is None:
         record = Record(flags={key: p.requires_grad for key, p in root.named_parameters()})
         root.__dict__[RECORD] = record
+        record.hook = root.register_load_state_dict_pre_hook(note_load)  # type: ignore[no-untyped-call]
         root.requires_grad_(False)
         if callable(getattr(root, "save_pretrained", None)):
             root.__dict__["save_pretrained"] = refuse_save_pretrained
@@ -301,6 +256,7 @@ def _remove(root: nn.Module, record: Record, names: list[str]) -> int:
     record.mix = tuple(pair for pair in record.mix if pair[0] in record.adapters)
     if not record.adapters:
         root.__dict__.pop(RECORD)
+        record.hook.remove()
         if root.__dict__.get("save_pretrained") is refuse_save_pretrained:
             del root.__dict__["save_pretrained"]
         for key, parameter in root.named_parameters():

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deltaw.layer import is_lora
+from deltaw.layer import is_lora, is_shadowed
 from deltaw.record import Record, record_of
 from deltaw.tree import CONTAINER, base_modules, require_model
 
@@ -106,8 +106,7 @@ def _changed(model: nn.Module, record: Record) -> Iterator[Problem]:
                 f"its class is {type(module).__name__} now",
                 "attach after the library that changes classes, or detach first.",
             )
-        own: Any = module.__dict__.get("forward")
-        if own is not None and "_old_forward" not in module.__dict__:
+        if is_shadowed(module):
             yield Problem(
                 "shadowed",
                 path,

@@ -24,7 +24,17 @@ from deltaw.tree import CONTAINER
 from deltaw.variants import VARIANTS
 from deltaw.worn import Adapters, FullCopy
 
-__all__ = ["container_of", "device_of", "is_lora", "lora_class", "put_back", "put_on", "refuse_shadowed", "take_off"]
+__all__ = [
+    "container_of",
+    "device_of",
+    "is_lora",
+    "is_shadowed",
+    "lora_class",
+    "put_back",
+    "put_on",
+    "refuse_shadowed",
+    "take_off",
+]
 
 _BASE = "_deltaw_base"
 _CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
@@ -139,7 +149,7 @@ def refuse_shadowed(path: str, module: nn.Module) -> None:
     Raises:
         TargetError: if the forward is shadowed and not by accelerate's hook, which is handled.
     """
-    if "forward" in module.__dict__ and "_old_forward" not in module.__dict__:
+    if is_shadowed(module):
         raise TargetError(
             "this module carries a forward of its own that would hide the adapter",
             where=f"module '{path}'",
@@ -157,10 +167,37 @@ def refuse_shadowed(path: str, module: nn.Module) -> None:
         )
 
 
+def is_shadowed(module: nn.Module) -> bool:
+    """Whether a module's instance carries a forward that hides its class's.
+
+    accelerate's wrapper does not count, since it calls what is kept beside it; nor does a class's own forward, which
+    accelerate leaves on the instance when it takes its wrapper off.
+
+    Args:
+        module: any module.
+
+    Returns:
+        True if the class's forward would not be called.
+
+    Example:
+        >>> layer = nn.Linear(1, 1); layer.forward = lambda x: x; is_shadowed(layer), is_shadowed(nn.Linear(1, 1))
+        (True, False)
+    """
+    return "forward" in module.__dict__ and "_old_forward" not in module.__dict__ and not _is_own(module, "forward")
+
+
+def _is_own(module: nn.Module, name: str) -> bool:
+    """Whether an instance attribute is nothing but the forward of one of the module's classes."""
+    method = module.__dict__.get(name)
+    own = [cls.__dict__["forward"] for cls in (*type(module).__mro__, *_CLASSES.values()) if "forward" in cls.__dict__]
+    return isinstance(method, types.MethodType) and method.__self__ is module and method.__func__ in own
+
+
 def _rehook(module: nn.Module) -> None:
-    """Point accelerate's wrapper, which sits on the instance, at the class's forward."""
-    if "_old_forward" in module.__dict__:
-        module._old_forward = types.MethodType(type(module).forward, module)  # type: ignore[assignment]
+    """Point what accelerate left on the instance, around or instead of the class's forward, at the present class's."""
+    for name in ("_old_forward", "forward"):
+        if name in module.__dict__ and (name == "_old_forward" or _is_own(module, name)):
+            module.__dict__[name] = types.MethodType(type(module).forward, module)
 
 
 def put_on(path: str, module: nn.Module, record: Record) -> Adapters:

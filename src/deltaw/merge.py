@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaw.attach import refuse_save_pretrained
 from deltaw.errors import StateError
 from deltaw.functional import compute_dtype, merge_weight
 from deltaw.keep import Kept, check_unchanged, keep, restore
 from deltaw.layer import container_of, put_back, take_off
 from deltaw.layers import Kind, kind_of
 from deltaw.record import RECORD, Mix, Record, record_of
+from deltaw.refuse import is_sharded, refuse_save_pretrained
 from deltaw.reports import size
 from deltaw.ties import storage_key
 from deltaw.tree import base_modules, require_model
@@ -283,6 +283,12 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None) -> 
     record = record_of(root, "merge")
     record.require_unmerged("merge")
     mix = record.current() if choice is None else record.resolve(choice)
+    record.require_in_place(root, "merge")
+    if is_sharded(root):
+        raise _refuse(
+            "a sharded model cannot be merged in place", type(root).__name__, "fully_shard was applied",
+            "whole weights", "save the adapter and merge it into an unsharded copy of the base.",
+        )  # fmt: skip
     if not mix:
         raise _refuse(
             "nothing to merge", type(root).__name__, "no active adapter", "an active adapter",

@@ -6,6 +6,7 @@ mix, or an override in the current context; *trainable* is ``requires_grad`` and
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,7 +18,7 @@ from torch import nn
 
 from deltaw.config import LoRAConfig
 from deltaw.errors import StateError, nearest
-from deltaw.tree import require_model
+from deltaw.tree import base_modules, require_model
 
 if TYPE_CHECKING:
     from deltaw.keep import Kept
@@ -29,7 +30,17 @@ Mix: TypeAlias = tuple[tuple[str, float], ...]
 
 RECORD = "_deltaw_record"
 # keyed by id(record): a copied model has a record of its own and is not touched by an override of the original
-_OVERRIDES: ContextVar[Mapping[int, Mix]] = ContextVar("deltaw_overrides", default=MappingProxyType({}))
+_OVERRIDES: ContextVar[Mapping[int, _Override]] = ContextVar("deltaw_overrides", default=MappingProxyType({}))
+_COUNTING = threading.Lock()
+
+
+@dataclass(eq=False)
+class _Override:
+    """One block's choice; a task that was started in the block and outlives it finds it closed."""
+
+    mix: Mix
+    outer: _Override | None
+    open: bool = True
 
 
 @dataclass
@@ -60,6 +71,8 @@ class Record:
         flags: parameter name -> requires_grad before the first attach.
         merged: what an unmerge needs, while merged.
         overrides: number of contexts that override the mix; lets the forward skip the context variable.
+        hook: handle of the model's hook on loading state dicts.
+        loading: the missing keys of the last load, and whether its state dict spoke of adapters.
     """
 
     mix: Mix = ()
@@ -68,6 +81,8 @@ class Record:
     flags: dict[str, bool] = field(default_factory=dict)
     merged: Kept | None = None
     overrides: int = 0
+    hook: Any = None
+    loading: tuple[list[str], bool] = field(default_factory=lambda: ([], False))
 
     def current(self) -> Mix:
         """The mix in force here: the context's override, or the lasting one.
@@ -76,7 +91,10 @@ class Record:
             Names and weights.
         """
         if self.overrides:
-            return _OVERRIDES.get().get(id(self), self.mix)
+            found = _OVERRIDES.get().get(id(self))
+            while found is not None and not found.open:
+                found = found.outer
+            return self.mix if found is None else found.mix
         return self.mix
 
     @contextmanager
@@ -89,12 +107,17 @@ class Record:
         Yields:
             Nothing.
         """
-        token = _OVERRIDES.set({**_OVERRIDES.get(), id(self): mix})
-        self.overrides += 1
+        present = _OVERRIDES.get()
+        here = _Override(mix, present.get(id(self)))
+        token = _OVERRIDES.set({**present, id(self): here})
+        with _COUNTING:
+            self.overrides += 1
         try:
             yield
         finally:
-            self.overrides -= 1
+            here.open = False
+            with _COUNTING:
+                self.overrides -= 1
             _OVERRIDES.reset(token)
 
     def resolve(self, choice: str | Mapping[str, float] | None) -> Mix:
@@ -138,6 +161,27 @@ class Record:
                     hint=f"use active(model, {name!r}).",
                 )
         return mix
+
+    def require_in_place(self, model: nn.Module, verb: str) -> None:
+        """Refuse a verb when an adapted module was replaced, as by a resize of the vocabulary.
+
+        Args:
+            model: the model, unwrapped.
+            verb: what was asked for.
+
+        Raises:
+            StateError: if another module stands at the place of an adapted one.
+        """
+        present = dict(base_modules(model))
+        gone = next((path for path, module in self.modules.items() if present.get(path) is not module), None)
+        if gone is not None:
+            raise StateError(
+                f"cannot {verb}: an adapted module was replaced since the attach",
+                where=f"module '{gone}'",
+                got=f"another {type(present.get(gone)).__name__} stands there, without the adapter",
+                expected="the module that was adapted",
+                hint="put the old module back; resize or replace modules before attach.",
+            )
 
     def require_unmerged(self, verb: str) -> None:
         """Refuse a verb while adapters are merged into the weights.

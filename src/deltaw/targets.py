@@ -214,10 +214,10 @@ def _refuse_readers(tree: _Tree, path: str) -> None:
         why = "nn.MultiheadAttention multiplies out_proj.weight itself"
     elif (
         isinstance(parent, nn.TransformerEncoderLayer)
-        and leaf in ("linear1", "linear2")
+        and leaf in ("linear1", "linear2", "norm1", "norm2", "self_attn")
         and torch.backends.mha.get_fastpath_enabled()
     ):
-        why = "the fast path of nn.TransformerEncoderLayer reads linear1 and linear2 directly in eval mode"
+        why = f"the fast path of nn.TransformerEncoderLayer reads {leaf} directly in eval mode"
     elif "Mamba" in reader and leaf in ("out_proj", "x_proj", "dt_proj", "conv1d"):
         why = f"the fused kernels of {reader} read {leaf}.weight directly"
     else:
@@ -346,6 +346,8 @@ def finish(
                 twins=twins,
             )
         )
+    for path in (*copies, *(path for path, _ in biases)):
+        _refuse_readers(tree, path)
     notes = notes + _remarks(sites, config)
     total = sum(
         p.numel()

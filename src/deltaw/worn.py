@@ -22,7 +22,7 @@ from deltaw.errors import StateError
 from deltaw.functional import drop
 from deltaw.initialize import Request, seed_for, swapped
 from deltaw.layers.kind import Kind
-from deltaw.record import Record
+from deltaw.record import RECORD, Record
 from deltaw.sites import Part
 from deltaw.tree import CONTAINER
 from deltaw.variants import VARIANTS
@@ -36,6 +36,7 @@ __all__ = [
     "SlicedLoRA",
     "Twin",
     "WholeLoRA",
+    "note_load",
     "site_lora",
     "slot",
 ]
@@ -151,6 +152,9 @@ class _Dropping:
                 expected="one forward, then its backward",
                 hint="run backward after each forward, or set dropout=0 or turn checkpointing off.",
             )
+        else:
+            # a first block's input may need no gradient, and then no backward comes by to close its forward
+            self.open = 0
         out: Tensor = _Drop.apply(x, self.dropout, seed_for(self.drop_seed, str(self.draws)), self)  # type: ignore[no-untyped-call]
         return out
 
@@ -319,8 +323,14 @@ class Adapters(nn.Module):
         self.register_load_state_dict_post_hook(_forgive)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Note whether the checkpoint speaks of adapters at all; the hook below needs to know."""
-        self.loaded = (prefix, any(f".{CONTAINER}." in f".{key}" for key in state_dict))
+        """Note whether the checkpoint speaks of adapters at all; the hook below needs to know.
+
+        Only the model itself sees the whole checkpoint; where a part of it is loaded alone, its own keys must do.
+        """
+        missing, spoken = self.record.loading
+        if missing is not args[2]:
+            spoken = any(f".{CONTAINER}." in f".{key}" for key in state_dict)
+        self.loaded = (prefix, spoken)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def worn(self) -> list[tuple[nn.Module, float]]:
@@ -331,6 +341,24 @@ class Adapters(nn.Module):
         """
         entries = self._modules
         return [(entries[name], weight) for name, weight in self.record.current() if name in entries]  # type: ignore[misc]
+
+
+def note_load(
+    root: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *_: Any
+) -> None:
+    """Hook of the model itself: whether the whole checkpoint speaks of adapters.
+
+    Args:
+        root: the model.
+        state_dict: what is being loaded.
+        prefix: of the model's keys.
+        metadata: unused.
+        strict: unused.
+        missing: the list of missing keys, which identifies this call.
+    """
+    record = root.__dict__.get(RECORD)
+    if isinstance(record, Record):
+        record.loading = (missing, any(f".{CONTAINER}." in f".{key}" for key in state_dict))
 
 
 def _forgive(container: nn.Module, incompatible: Any) -> None:

@@ -1,0 +1,141 @@
+"""What attach refuses before it touches anything: names, orders, and models whose adapters would go unheard."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import nn
+
+from deltaw.errors import ModelError, StateError
+from deltaw.layer import container_of, device_of, is_lora
+from deltaw.record import Record
+from deltaw.sites import Plan
+from deltaw.tree import base_modules
+from deltaw.worn import Adapters
+
+__all__ = [
+    "is_sharded", "refuse_foreign", "refuse_meta", "refuse_name", "refuse_order", "refuse_save_pretrained",
+]  # fmt: skip
+
+
+def refuse_name(record: Record | None, name: str) -> None:
+    """Refuse a name that is taken or cannot be a module's.
+
+    Args:
+        record: the model's record, if any.
+        name: name of the new adapter.
+
+    Raises:
+        StateError: if the name cannot be used.
+    """
+    reserved = not name or "." in name or hasattr(Adapters, name) or hasattr(Adapters(Record(), ""), name)
+    taken = record is not None and name in record.adapters
+    if reserved or taken:
+        raise StateError(
+            "this name is taken" if taken else "this cannot be the name of an adapter",
+            where=f"adapter {name!r}",
+            got=repr(name),
+            expected="a new name without a dot that is no attribute of a module",
+            hint="choose another name, or detach the old adapter first." if taken else "try 'default' or 'sql'.",
+        )
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether ``fully_shard`` was applied to a model or a part of it.
+
+    Args:
+        model: any model.
+
+    Returns:
+        True if it was.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and any(isinstance(m, fsdp.FSDPModule) for _, m in base_modules(model))
+
+
+def refuse_order(model: nn.Module, given: nn.Module) -> None:
+    """Refuse models that are already sharded or compiled: what is attached then would go unseen.
+
+    Args:
+        model: the model, unwrapped.
+        given: what the user passed.
+
+    Raises:
+        StateError: if the order is wrong.
+    """
+    sharded = is_sharded(model)
+    compiled = given is not model and "_orig_mod" in given._modules
+    compiled = compiled or any(
+        m._compiled_call_impl is not None or "_orig_mod" in m._modules for _, m in base_modules(model)
+    )
+    if sharded or compiled:
+        raise StateError(
+            "adapters must be attached before the model is " + ("sharded" if sharded else "compiled"),
+            where=type(given).__name__,
+            got="fully_shard was applied" if sharded else "torch.compile was applied",
+            expected="the plain model",
+            hint="order: load, attach, then " + ("fully_shard." if sharded else "compile."),
+        )
+
+
+def refuse_foreign(model: nn.Module, record: Record | None) -> None:
+    """Refuse a model of which another model's adapters are a part: its layers would not listen to this one's verbs.
+
+    Args:
+        model: the model, unwrapped.
+        record: its record, if any.
+
+    Raises:
+        StateError: if a layer listens to another record.
+    """
+    for path, module in base_modules(model):
+        if is_lora(module) and container_of(module).record is not record:
+            raise StateError(
+                "this model is part of another model that wears adapters, or has such a part",
+                where=f"module '{path}'",
+                got="adapters of another model",
+                expected="one model for all verbs",
+                hint="attach to the same model object as before, or detach there first.",
+            )
+
+
+def refuse_meta(made: Plan, loading: bool) -> None:
+    """Refuse to copy values that are not there yet, or to load where they would be lost.
+
+    Args:
+        made: the plan to carry out.
+        loading: whether an adapter's file is to be filled in.
+
+    Raises:
+        ModelError: if a module is on the meta device and not merely offloaded.
+    """
+    copied = [*made.copies, *made.biases, *(((s.path, s.module) for s in made.sites) if loading else ())]
+    for path, module in copied:
+        if any(p.is_meta for p in module.parameters()) and device_of(module).type == "meta":
+            raise ModelError(
+                "a module on the meta device has no values " + ("to load beside" if loading else "to copy"),
+                where=f"module '{path}'",
+                got="meta",
+                expected="a materialized module",
+                hint="load the base's weights first; only low-rank terms can be attached to meta modules.",
+            )
+
+
+def refuse_save_pretrained(*args: Any, **kwargs: Any) -> None:
+    """Stand in for ``save_pretrained`` of an attached model, which would lose the adapter in silence.
+
+    Args:
+        *args: as for ``save_pretrained``.
+        **kwargs: as for ``save_pretrained``.
+
+    Raises:
+        StateError: always.
+    """
+    raise StateError(
+        "save_pretrained would lose the adapter",
+        where="a model with adapters attached",
+        got=f"save_pretrained({', '.join(map(repr, args))})",
+        expected="deltaw's own verbs",
+        hint="deltaw.save(model, directory) writes the adapter; deltaw.merge(model) first writes a merged model.",
+    )
