@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from deltaw.errors import CheckpointError
+from deltaw.errors import CheckpointError, StateError
 from deltaw.train.card import CardFacts, model_card
 from deltaw.train.evaluate import evaluate
 from deltaw.train.files import TEMPORARY, sync, write_text
@@ -30,6 +30,8 @@ from deltaw.train.snapshot import Memory
 from deltaw.train.wear import NAME
 
 __all__ = ["finish", "interrupted"]
+
+PROBES = 4
 
 
 def interrupted(ready: Ready, memory: Memory, outcome: Outcome, notes: tuple[str, ...]) -> RunReport:
@@ -140,18 +142,19 @@ def applied(job: Job, sites: int) -> str:
 
 def _fidelity(job: Job) -> str:
     """One line on merging the adapter: does the merged model say what the adapted one says."""
-    try:
-        from deltaw.ship.merge import fidelity
-    except ModuleNotFoundError:
-        return ""
+    from deltaw.ship.fidelity import fidelity
+
     examples: Any = job.train if job.valid is None else job.valid
-    probes = [torch.tensor([examples[index].ids], device=job.device) for index in range(min(4, len(examples)))]
-    was_training = job.model.training
-    job.model.eval()
+    probes = [torch.tensor([examples[index].ids], device=job.device) for index in range(min(PROBES, len(examples)))]
     try:
-        return str(fidelity(job.model, probes)).strip()
-    finally:
-        job.model.train(was_training)
+        found = fidelity(job.model, probes)
+    except StateError as error:
+        return f"merge: not possible: {error.what}; {error.hint}"
+    verdict = "faithful" if found.faithful else "NOT FAITHFUL (" + "; ".join(found.failures) + ")"
+    return (
+        f"merge: {verdict}: logits differ by {found.logit_error:.1e} of their size (bound {found.logit_bound:.1e}) on "
+        f"{found.tokens} tokens, where the adapter changes them by {found.effect:.1e}"
+    )
 
 
 def _next(job: Job) -> tuple[str, ...]:
