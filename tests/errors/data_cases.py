@@ -157,6 +157,7 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "data_template_prompt_differs": lambda tmp: make(
         tmp, jsonl(tmp, talk("a", "b")), template=CHATML + "{% if add_generation_prompt %}<think>\n{% endif %}"
     ),
+    "data_template_file_missing": lambda tmp: make(tmp, jsonl(tmp, pair()), template=str(tmp / "chat.jinja")),
     "data_option_value": lambda tmp: make(tmp, jsonl(tmp, pair()), truncation="cutprompt"),
     "data_split_too_small": lambda tmp: split(load_rows(jsonl(tmp, pair())), 0.1, 0),
 }

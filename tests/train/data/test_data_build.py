@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from templates_for_tests import CHATML, SHAPES
 from tokenizers_for_tests import byte_tokenizer
 
 from deltaw.errors import ConfigError, DataError
-from deltaw.train.data import Dataset, build, detect, load_rows, overlap, split
+from deltaw.train.data import Dataset, build, detect, load_rows, overlap, prompt_ids, split
 from deltaw.train.data.sources import place
 
 Write = Callable[..., Path]
@@ -123,6 +124,35 @@ def test_cut_texts_of_a_classifier_are_counted(write: Write, byte_base: Any) -> 
     assert data.report.too_long.count == 1 and len(data) == 1
 
 
+@pytest.mark.parametrize("template", ["auto", "default", CHATML, SHAPES["mistral"].template])
+def test_prompts_for_generation_are_the_context_of_training(write: Write, tokenizer: Any, template: str) -> None:
+    turns = [{"role": role, "content": f"{role} {at}"} for at, role in enumerate(("user", "assistant") * 2)]
+    for row, prompt in (({"prompt": "ask", "completion": "answer"}, "ask"), ({"messages": turns}, turns[:3])):
+        data = make(write([row]), tokenizer, template=template)
+        ids = prompt_ids(tokenizer, prompt, template=template)
+        assert data[0].ids[: len(ids)] == ids and all(data[0].weights[len(ids) :])
+        assert isinstance(prompt, list) or not any(data[0].weights[: len(ids)])
+
+
+def test_a_template_in_a_file(write: Write, byte_base: Any, tmp_path: Path) -> None:
+    path = write(PAIRS)
+    (tmp_path / "chat.jinja").write_text(CHATML)
+    data = make(path, byte_base, template=str(tmp_path / "chat.jinja"))
+    assert list(data) == list(make(path, byte_base, template=CHATML))
+    (tmp_path / "chat.jinja").write_text(SHAPES["zephyr"].template)
+    assert list(make(path, byte_base, template=str(tmp_path / "chat.jinja"))) != list(data)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        make(path, byte_base, template="plane")
+
+
+def test_the_default_template_can_be_given_away(write: Write, tokenizer: Any) -> None:
+    turns = [{"role": role, "content": role} for role in ("user", "assistant") * 2]
+    data = make(write([{"messages": turns}]), tokenizer)
+    portable = data.renderer.portable
+    ids = tokenizer.apply_chat_template(turns, chat_template=portable, return_dict=False)
+    assert ids[: len(data[0].ids)] == data[0].ids
+
+
 # The cache
 
 
@@ -201,6 +231,31 @@ def test_an_interrupted_build_leaves_nothing(write: Write, byte_base: Any, tmp_p
     path = write(PAIRS)
     with pytest.raises(KeyboardInterrupt):
         make(path, byte_base, progress=stop)
+    assert not list((tmp_path / "cache" / "tokens").iterdir())
+
+
+def test_a_data_set_put_there_meanwhile_is_kept(write: Write, byte_base: Any, tmp_path: Path) -> None:
+    path = write(PAIRS)
+
+    def race(done: int, total: int) -> None:
+        if not (tmp_path / "raced").exists():
+            (tmp_path / "raced").touch()
+            make(path, byte_base)
+
+    data = make(path, byte_base, progress=race)
+    assert len(data) == 40 and len(list((tmp_path / "cache" / "tokens").iterdir())) == 1
+
+
+def test_a_full_disk_is_an_error_of_four_parts(
+    write: Write, byte_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = write(PAIRS)
+    monkeypatch.setattr("deltaw.train.data.cache.os.fsync", full)
+    with pytest.raises(DataError, match="No space left on device"):
+        make(path, byte_base)
     assert not list((tmp_path / "cache" / "tokens").iterdir())
 
 

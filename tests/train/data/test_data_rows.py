@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import json
 import lzma
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from deltaw.errors import DataError
 from deltaw.train.data import load_rows
+from deltaw.train.data.detect import sample_rows
 from deltaw.train.data.sources import jsonscan
 
 ROWS = [{"prompt": f"frage {n} é", "completion": f'say "{n}",\tthen\nstop'} for n in range(7)]
@@ -125,6 +127,21 @@ def test_csv_with_stray_quotes_and_long_fields(tmp_path: Path) -> None:
     assert [rows.number(at) for at in range(3)] == ["line 2", "line 3", "line 6"]
 
 
+_cell = st.text(
+    st.characters(exclude_categories=("Cs",), exclude_characters="\0\r") | st.sampled_from('",;\n\x0c\u2028')
+)
+
+
+@quick
+@given(cells=st.lists(st.tuples(_cell, _cell), min_size=1), quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
+def test_csv_reads_what_csv_writes(tmp_path: Path, cells: list[tuple[str, str]], quoting: Any) -> None:
+    path = tmp_path / "rows.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, quoting=quoting).writerows([("text", "label"), *cells])
+    # A row of empty cells is written "","" or ,; it is a row, not a blank line.
+    assert [tuple(row.values()) for row in load_rows(path)] == cells
+
+
 def test_text_lines_and_separator(tmp_path: Path) -> None:
     path = tmp_path / "rows.txt"
     path.write_text("name : A || It is A . \n\nname : B||It is B .\n", "utf-8")
@@ -216,6 +233,22 @@ def test_a_cut_unpacked_copy_is_never_left(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unpacked"):
         load_rows(path, cache_dir=tmp_path / "c")
     assert not [item for item in (tmp_path / "c").rglob("*") if item.is_file()]
+
+
+def test_a_damaged_unpacked_copy_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "rows.txt.gz"
+    path.write_bytes(gzip.compress(b"one\ntwo\n"))
+    assert len(load_rows(path)) == 2
+    (copy,) = (tmp_path / "cache").rglob("rows.txt")
+    copy.write_bytes(b"one\n")
+    assert len(load_rows(path)) == 2
+
+
+def test_sampling_spans_a_columnar_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": [str(n) for n in range(30_000)]}), path, row_group_size=100)
+    sample = [int(row["text"]) for row in sample_rows(load_rows(path))]
+    assert len(sample) == 1000 and len({number // 1500 for number in sample}) == 20
 
 
 @pytest.mark.shared

@@ -10,6 +10,7 @@ from deltaw.train.data.build import Options, build
 from deltaw.train.data.dataset import Dataset
 from deltaw.train.data.detect import detect
 from deltaw.train.data.formats import KINDS, Format
+from deltaw.train.data.prompts import prompt_ids
 from deltaw.train.data.report import DataReport
 from deltaw.train.data.rows import Rows, load_rows
 from deltaw.train.data.show import marked, show
@@ -36,6 +37,7 @@ __all__ = [
     "marked",
     "note_overlap",
     "overlap",
+    "prompt_ids",
     "show",
     "split",
 ]

@@ -14,6 +14,7 @@ from deltaw.train.data.cache import Writer, key_of, open_store
 from deltaw.train.data.dataset import Dataset
 from deltaw.train.data.formats.base import Format, Labelled, Record
 from deltaw.train.data.labels import ClassNames, score
+from deltaw.train.data.prompts import renderer_for
 from deltaw.train.data.report import DataReport, length_stats
 from deltaw.train.data.rows import Rows
 from deltaw.train.data.sources.base import RowProblem
@@ -168,18 +169,19 @@ def _cached(
     progress: Callable[[int, int], None] | None,
 ) -> Dataset:
     added = affixes(tokenizer)
-    renderer = Renderer(
+    renderer = renderer_for(
         tokenizer,
+        added,
         template=options.template,
         options=dict(options.template_options),
         system=options.system,
         joiner=options.joiner,
-        adds_bos=tokenizer.bos_token_id is not None and tokenizer.bos_token_id in added.prefix,
     )
     end_id = None if format.task != "causal" else _end(tokenizer, options, renderer, format)
     if end_id is not None:
         renderer.set_end(str(tokenizer.convert_ids_to_tokens(end_id)))
     decides = {
+        "chat": renderer.chat_template,
         **dataclasses.asdict(options),
         "labels": labels,
         "format": [format.name, dict(format.columns), format.task],
@@ -247,7 +249,10 @@ class _Job:
         )
 
     def run(self, root: Path, key: str) -> None:
-        self.writer = Writer(root, key, self.labelled)
+        try:
+            self.writer = Writer(root, key, self.labelled)
+        except OSError as error:
+            raise _unwritable(root, error) from error
         try:
             self._read()
             self._refuse_problems()
@@ -255,6 +260,9 @@ class _Job:
             names = self._settle_labels()
             self._summarize()
             self.writer.finish(self.report, names, whole_labels=self.names is not None)
+        except OSError as error:
+            self.writer.abort()
+            raise _unwritable(root, error) from error
         except BaseException:
             self.writer.abort()
             raise
@@ -378,6 +386,16 @@ class _Job:
                 f"the template ends answers with {end!r}, the tokenizer's end token is {own!r}: generation has to stop "
                 "at the former too, and a base that never saw it cannot learn it from frozen embeddings"
             )
+
+
+def _unwritable(root: Path, error: OSError) -> DataError:
+    return DataError(
+        "tokenized data cannot be written",
+        where=str(root),
+        got=f"{type(error).__name__}: {error.strerror or error}",
+        expected="room for 8 bytes per token",
+        hint="make room, or name another place with --cache-dir or the environment's DELTAW_CACHE.",
+    )
 
 
 def _texts(record: Record) -> Sequence[Any]:

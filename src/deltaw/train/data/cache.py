@@ -187,14 +187,21 @@ class Writer:
             file.write(json.dumps(meta).encode())
             file.flush()
             os.fsync(file.fileno())
+        return self._place()
+
+    def _place(self) -> Path:
         target = self.root / "tokens" / self.key
-        if target.exists():
-            shutil.rmtree(target, ignore_errors=True)
         try:
             self.folder.rename(target)
         except OSError:
-            # Another process has just put the same data set there.
-            self.abort()
+            # Either another process has just put the same data set there, or a damaged one is in the way.
+            if open_store(self.root, self.key) is not None:
+                self.abort()
+                return target
+            away = Path(tempfile.mkdtemp(prefix=".damaged-", dir=target.parent)) / "it"
+            target.rename(away)
+            self.folder.rename(target)
+            shutil.rmtree(away.parent, ignore_errors=True)
         return target
 
     def abort(self) -> None:

@@ -25,14 +25,16 @@ def sample_rows(rows: Rows, count: int = _LOOK) -> list[Row]:
         count: how many at most.
 
     Returns:
-        Those of them that can be read.
+        Those of them that can be read; runs of 50 neighbours in columnar files.
 
     Raises:
         DataError: if none can.
     """
-    step = max(1, len(rows) // count)
     found: list[Row] = []
-    for index in range(0, len(rows), step):
+    # Neighbours share a row group of a columnar file, and loading one costs far more than reading a row.
+    run = 50 if rows.source.unit == "row" else 1
+    step = max(run, len(rows) * run // count)
+    for index in (at for start in range(0, len(rows), step) for at in range(start, min(start + run, len(rows)))):
         try:
             found.append(rows.source.row(int(rows.picks[index])))
         except RowProblem:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from deltaw.errors import DataError
+from deltaw.errors import ConfigError, DataError, nearest
 from deltaw.train.data.formats.base import Chat, Completion, Record, Text
 from deltaw.train.data.sources.base import RowProblem
 
@@ -21,9 +22,9 @@ __all__ = ["DEFAULT_CHAT_TEMPLATE", "Rendered", "Renderer"]
 
 # For tokenizers without a template: plain words as headings, because new special tokens would be untrained rows of a
 # frozen embedding. The end token after each answer is the tokenizer's own.
+_BOS = "{% if tokenizer_adds_bos %}{{ bos_token }}{% endif %}"
 DEFAULT_CHAT_TEMPLATE = (
-    "{% if tokenizer_adds_bos %}{{ bos_token }}{% endif %}"
-    "{% for message in messages %}"
+    _BOS + "{% for message in messages %}"
     "{{ '### ' + message['role'] | capitalize + ':\\n' + message['content'] }}"
     "{{ (eos_token if message['role'] == 'assistant' else '') + '\\n\\n' }}"
     "{% endfor %}"
@@ -60,7 +61,7 @@ class Renderer:
     Args:
         tokenizer: a transformers tokenizer.
         template: ``auto`` (the tokenizer's chat template where it has one), ``plain`` (never), ``default`` (the
-            documented headings), or the text of a Jinja chat template.
+            documented headings), or a Jinja chat template: its text, or the path of a file.
         options: variables for the chat template, such as ``{"enable_thinking": False}``.
         system: ``keep`` system turns, ``fold`` them into the first user turn, or ``drop`` them.
         joiner: what stands between a plain prompt and its completion; ``auto``: a line break unless either has a
@@ -90,7 +91,7 @@ class Renderer:
         if self.template == "auto":
             self._chat = own
         elif self.template not in ("plain", "default"):
-            self._chat = self.template
+            self._chat = _template_text(self.template)
         self.is_default = self._chat is None
         self.chat_template: str = self._chat or DEFAULT_CHAT_TEMPLATE
         added = getattr(self.tokenizer, "added_tokens_decoder", {})
@@ -107,6 +108,12 @@ class Renderer:
         """
         if self.is_default and text in self.specials:
             self._own["eos_token"] = text
+
+    @property
+    def portable(self) -> str:
+        """The chat template as other programs can use it, for a tokenizer that is saved beside a trained model."""
+        bos = "{{ bos_token }}" if self.adds_bos else ""
+        return self.chat_template.replace(_BOS, bos) if self.is_default else self.chat_template
 
     def describe(self, kinds: set[type]) -> str:
         """Say which template applies.
@@ -289,6 +296,22 @@ def _diverges(place: int, before: str, until: str) -> str:
         f"the chat template's prompt for message {place + 1} is not how it renders that turn: "
         f"prompt {before[at:][:40]!r}, turn {until[at:][:40]!r}"
     )
+
+
+def _template_text(value: str) -> str:
+    """Read a template; what holds no brace is a path."""
+    if "{" in value:
+        return value
+    try:
+        return Path(value).expanduser().read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "the chat template cannot be read",
+            where=value,
+            got=f"{type(error).__name__}",
+            expected="auto, plain, default, the path of a Jinja file, or a template's text",
+            hint=f"check the path; closest choice: {nearest(value, ('auto', 'plain', 'default'), 1)}.",
+        ) from error
 
 
 def _literal(value: Any) -> Any:

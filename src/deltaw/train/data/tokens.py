@@ -190,19 +190,23 @@ def _exact(stages: list[list[int]], pieces: list[tuple[str, float]]) -> Encoded 
     return Encoded(whole, weights)
 
 
+# Put before a piece so that a vocabulary that begins each text with a blank begins another text.
+_ANCHORS = ("", "\n", ".", ":", "x", "=")
+
+
 def _piecewise(tokenizer: Any, whole: list[int], pieces: list[tuple[str, float]]) -> Encoded | None:
-    """Tokenize piece by piece; a vocabulary that puts a blank before each text gets a line break to put it before."""
+    """Tokenize piece by piece, the later ones as the rest of a text; what comes out must decode to the same text."""
     wanted = _decode(tokenizer, whole)
-    texts = [text for text, _ in pieces]
-    plain = _ids(tokenizer, texts)
-    anchor = _ids(tokenizer, ["\n"])[0]
-    anchored = [plain[0]]
-    later = _ids(tokenizer, ["\n" + text for text in texts[1:]])
-    anchored += [ids[len(anchor) :] if ids[: len(anchor)] == anchor else [] for ids in later]
-    for parts in (plain, anchored):
-        joined = [token for part in parts for token in part]
+    first, *later = [text for text, _ in pieces]
+    parts = _ids(tokenizer, [first])
+    for anchor in _ANCHORS:
+        (lead, *found) = _ids(tokenizer, [anchor, *(anchor + text for text in later)])
+        if any(ids[: len(lead)] != lead for ids in found):
+            continue
+        split = parts + [ids[len(lead) :] for ids in found]
+        joined = [token for part in split for token in part]
         if _decode(tokenizer, joined) == wanted:
-            weights = [weight for part, (_, weight) in zip(parts, pieces, strict=True) for _ in part]
+            weights = [weight for part, (_, weight) in zip(split, pieces, strict=True) for _ in part]
             return Encoded(joined, weights)
     return None
 

@@ -6,6 +6,7 @@ An index costs 24 bytes per row; the text itself stays on disk, so a file may be
 from __future__ import annotations
 
 import csv
+import io
 import json
 import mmap
 import sys
@@ -316,7 +317,8 @@ class SeparatedSource(_Lines):
 
 
 def _multiline(text: str, delimiter: str) -> list[str]:
-    return next(csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True), [])
+    # Not splitlines: only \r and \n end a line of csv, other separators of Unicode are text.
+    return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), [])
 
 
 def _delimiter(first: str) -> str:

@@ -113,7 +113,7 @@ def plain(path: Path, cache_dir: str | Path | None) -> Path:
         return path
     folder = cache_root(cache_dir) / "unpacked" / identity([path])
     target = folder / path.stem
-    if target.exists():
+    if _intact(target):
         return target
     folder.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=folder)
@@ -122,11 +122,24 @@ def plain(path: Path, cache_dir: str | Path | None) -> Path:
             shutil.copyfileobj(packed, file, _BLOCK)
             file.flush()
             os.fsync(file.fileno())
+        _sum_of(target).write_text(content_hash(Path(temporary)))
         os.replace(temporary, target)  # noqa: PTH105
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         Path(temporary).unlink(missing_ok=True)
         raise _damaged(path, error) from error
     return target
+
+
+def _sum_of(target: Path) -> Path:
+    return target.with_name(target.name + ".sum")
+
+
+def _intact(target: Path) -> bool:
+    """Say whether an unpacked copy is there, as it was written."""
+    try:
+        return content_hash(target) == _sum_of(target).read_text()
+    except OSError:
+        return False
 
 
 def _damaged(path: Path, error: Any) -> DataError:
