@@ -10,7 +10,7 @@ import click
 
 from deltaw.errors import ConfigError, DataError
 
-__all__ = ["Sampling", "complete", "encode", "sampling_options", "take_sampling"]
+__all__ = ["Sampling", "complete", "encode", "room_for", "sampling_options", "take_sampling"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -148,7 +148,7 @@ def complete(
     """
     import torch
 
-    room = _room(model, len(ids))
+    room = room_for(model, len(ids))
     device = next(model.parameters()).device
     prompt = torch.tensor([list(ids)], device=device)
     draws = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
@@ -168,7 +168,19 @@ def complete(
     return "".join(pieces.said)
 
 
-def _room(model: Any, used: int) -> int:
+def room_for(model: Any, used: int) -> int:
+    """How many tokens still fit behind a prompt.
+
+    Args:
+        model: a transformers causal model.
+        used: tokens of the prompt.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        DataError: if the prompt fills the context.
+    """
     context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
     if used >= context:
         raise DataError(

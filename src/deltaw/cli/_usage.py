@@ -10,6 +10,7 @@ import click
 
 from deltaw.cli._group import VERBS
 from deltaw.errors import ConfigError, nearest
+from deltaw.train.settings import alias_of
 
 __all__ = ["explain"]
 
@@ -25,7 +26,7 @@ def explain(error: click.UsageError, words: Sequence[str]) -> ConfigError:
         The error to raise instead; its exit code is 2.
     """
     context = error.ctx
-    where = context.command_path if context is not None else "deltaw"
+    where = context.command_path if context is not None else _guess(words)
     typed = shlex.join(["deltaw", *words])
     if isinstance(error, click.NoSuchOption):
         return _unknown_option(error, where, typed)
@@ -47,14 +48,23 @@ def explain(error: click.UsageError, words: Sequence[str]) -> ConfigError:
         f"the command line of {where!r} cannot be read",
         where=where,
         got=f"{typed} ({error.format_message().rstrip('.')})",
-        expected=_usage(context),
+        expected=_usage(context, where),
         hint=f"see {where} --help",
     )
+
+
+def _guess(words: Sequence[str]) -> str:
+    """The verb that was meant, where click does not say."""
+    verb = next((word for word in words if word in VERBS), None)
+    return f"deltaw {verb}" if verb else "deltaw"
 
 
 def _unknown_option(error: click.NoSuchOption, where: str, typed: str) -> ConfigError:
     known = _options(error.ctx)
     close = nearest(error.option_name, known)
+    alias = alias_of(error.option_name)
+    if alias is not None and alias.flag in known:
+        close = repr(alias.flag)
     return ConfigError(
         f"{where!r} has no option {error.option_name!r}",
         where=where,
@@ -82,7 +92,7 @@ def _missing(error: click.MissingParameter, where: str, typed: str) -> ConfigErr
         f"{where!r} needs {name}",
         where=where,
         got=typed,
-        expected=_usage(error.ctx),
+        expected=_usage(error.ctx, where),
         hint=f"add {name}; see {where} --help",
     )
 
@@ -94,8 +104,8 @@ def _options(context: click.Context | None) -> list[str]:
     return sorted(name for name in names if name.startswith("--"))
 
 
-def _usage(context: click.Context | None) -> str:
-    return context.get_usage().removeprefix("Usage: ") if context is not None else "deltaw VERB [OPTIONS]"
+def _usage(context: click.Context | None, where: str) -> str:
+    return context.get_usage().removeprefix("Usage: ") if context is not None else f"{where} [OPTIONS]"
 
 
 def _name(param: click.Parameter | None, hint: Sequence[str] | str | None) -> str:

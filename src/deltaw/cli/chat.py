@@ -11,7 +11,7 @@ import click
 
 from deltaw.cli._common import Output, common_options
 from deltaw.cli._models import model_options, open_causal, take_model
-from deltaw.cli._sampling import Sampling, complete, encode, sampling_options, take_sampling
+from deltaw.cli._sampling import Sampling, complete, encode, room_for, sampling_options, take_sampling
 from deltaw.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class Conversation:
         write = _write if self.out.talks else None
         try:
             ids = self._ids()
+            room_for(self.opened.model, len(ids))
             if write:
                 write(f"[{side}] ")
             off = self.base and self.opened.adapter is not None
@@ -129,8 +130,6 @@ class Conversation:
                 answer = complete(self.opened.model, self.opened.tokenizer, ids, self._sampling(), write)
         except DataError as error:
             self.turns.pop()
-            if len(self.turns) == 0:
-                raise
             self.out.say(f"{error.what}: {error.got}; /reset begins anew")
             return
         self.out.say("")

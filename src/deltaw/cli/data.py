@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -43,19 +43,24 @@ def command() -> None:
     """
 
 
-def _shared(function: Any) -> Any:
-    for decorate in (
-        common_options,
-        field_options(DataConfig, "data", skip=("valid_fraction", "shuffle_pairs")),
-        click.option("--task", type=click.Choice(["classification", "regression"]), help="What the labels are."),
-        click.option("--model", required=True, help="Hub name, model directory, or a directory with a tokenizer only."),
-    ):
-        function = decorate(function)
-    return function
+def _shared(*skip: str) -> Callable[[Any], Any]:
+    """The options of both commands; a field that a command does not read gets no flag there."""
+
+    def decorate(function: Any) -> Any:
+        for option in (
+            common_options,
+            field_options(DataConfig, "data", skip=("valid_fraction", "shuffle_pairs", *skip)),
+            click.option("--task", type=click.Choice(["classification", "regression"]), help="What the labels are."),
+            click.option("--model", required=True, help="Hub name, model directory, or one with a tokenizer only."),
+        ):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 @command.command("show")
-@_shared
+@_shared("valid", "max_truncated")
 @click.option("--rows", "count", type=click.IntRange(1), default=3, show_default=True, help="How many rows.")
 @click.option("--skip", type=click.IntRange(0), default=0, show_default=True, help="Rows to pass over first.")
 def show(*, model: str, task: str | None, count: int, skip: int, quiet: bool, as_json: bool, **flags: Any) -> None:
@@ -82,7 +87,7 @@ def show(*, model: str, task: str | None, count: int, skip: int, quiet: bool, as
 
 
 @command.command("check")
-@_shared
+@_shared()
 def check(*, model: str, task: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
     """Tokenize a whole file and report what becomes of its rows."""
     from deltaw.train.data import detect, load_rows, note_overlap

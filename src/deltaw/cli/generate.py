@@ -13,7 +13,7 @@ import click
 
 from deltaw.cli._common import Output, common_options
 from deltaw.cli._models import model_options, open_causal, take_model
-from deltaw.cli._sampling import Sampling, complete, encode, sampling_options, take_sampling
+from deltaw.cli._sampling import Sampling, complete, encode, room_for, sampling_options, take_sampling
 from deltaw.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -106,6 +106,9 @@ def _sides(opened: Opened, merged: bool, beside: bool) -> Iterator[tuple[str, Ab
 
 def _show(opened: Opened, text: str, chat: bool, sampling: Sampling, out: Output, label: str) -> str:
     ids = opened.tokenizer(text, add_special_tokens=False)["input_ids"] if chat else encode(opened.tokenizer, text)
+
+    # Refused before anything of the prompt is shown.
+    room_for(opened.model, len(ids))
 
     def write(piece: str) -> None:
         sys.stdout.write(piece)
