@@ -144,6 +144,12 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "data_no_end_token": lambda tmp: make(tmp, jsonl(tmp, pair()), eos=False),
     "data_end_token_unknown": lambda tmp: make(tmp, jsonl(tmp, pair()), end_token="<|endoftext|>"),
     "data_too_long": lambda tmp: make(tmp, jsonl(tmp, *(pair("why? " * n, "because " * 4) for n in range(1, 30)))),
+    "data_texts_too_long": lambda tmp: make(
+        tmp, jsonl(tmp, *({"text": "word " * 9 * n, "label": "ab"[n % 2]} for n in range(1, 9)))
+    ),
+    "data_cut_prompt_of_labels": lambda tmp: make(
+        tmp, jsonl(tmp, *({"text": "a", "label": label} for label in "ab")), truncation="cut-prompt"
+    ),
     "data_nothing_left": lambda tmp: make(tmp, jsonl(tmp, pair("why? " * 50)), truncation="drop"),
     "data_template_syntax": lambda tmp: make(tmp, jsonl(tmp, talk("a", "b")), template="{% for m in %}"),
     "data_template_no_system": lambda tmp: make(

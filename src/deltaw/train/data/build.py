@@ -168,6 +168,14 @@ def _cached(
     root: Path,
     progress: Callable[[int, int], None] | None,
 ) -> Dataset:
+    if format.task != "causal" and options.truncation == "cut-prompt":
+        raise ConfigError(
+            "a text with a label has no prompt to cut",
+            where="truncation",
+            got=f"cut-prompt for {format.task}",
+            expected="refuse, cut or drop",
+            hint="choose --truncation cut to keep the start of each text.",
+        )
     added = affixes(tokenizer)
     renderer = renderer_for(
         tokenizer,

@@ -88,6 +88,14 @@ def refuse_share(report: DataReport, truncation: str, limit: float) -> None:
     if truncation != "refuse" or hurt <= limit * total:
         return
     first = ", ".join((report.lost.first + report.cut.first)[:5])
+    if report.task != "causal":
+        raise DataError(
+            "too many texts are longer than the maximum length",
+            where=f"{report.path}, such as {first}",
+            got=f"{hurt:,} of {total:,} texts over {report.max_length:,} tokens",
+            expected=f"at most {limit:.0%} of the texts",
+            hint="raise --max-length, or choose --truncation cut or drop.",
+        )
     raise DataError(
         "too many examples are longer than the maximum length, which would cut their answers",
         where=f"{report.path}, such as {first}",
