@@ -87,6 +87,14 @@ class LoRAConfig:
         object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
         if self.layers is not None and not isinstance(self.layers, str):
             object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, int) else tuple(self.layers))
+            if not all(isinstance(index, int) and not isinstance(index, bool) for index in self.layers):  # type: ignore[union-attr]
+                raise ConfigError(
+                    "a block index is a whole number",
+                    where="LoRAConfig.layers",
+                    got=repr(self.layers),
+                    expected="integers",
+                    hint='write integers, "0-3,7" or "last:4".',
+                )
         self._check_ranks()
         self._check_numbers()
         self._check_choice("bias", self.bias, _BIAS)

@@ -59,6 +59,11 @@ class _Tree:
             return [path for path, module in self.modules.items() if matcher.matches(path, module)]
         return [p for p, m in self.modules.items() if any(matcher.matches(q, m) for q in self.paths[id(m)])]
 
+    def total(self) -> int:
+        """Number of the base's parameters, shared ones once."""
+        parameters = {id(p): p for m in self.modules.values() for p in m._parameters.values() if p is not None}
+        return sum(p.numel() for p in parameters.values())
+
     def adaptable(self) -> list[str]:
         """Paths of everything that has a kind."""
         return [path for path, module in self.modules.items() if kind_of(module) is not None]
@@ -129,12 +134,13 @@ def _choose(tree: _Tree, config: LoRAConfig, matched: dict[str, int]) -> dict[st
 
 def _narrow(tree: _Tree, config: LoRAConfig, chosen: dict[str, Choice], copies: list[str]) -> list[str]:
     """Take out excludes, other blocks, and whatever is trained in full anyway; returns notes."""
+    targeted = set(chosen)
     for pattern in config.exclude:  # type: ignore[union-attr]
-        found = [path for path in tree.find(pattern) if path in chosen]
+        found = [path for path in tree.find(pattern) if path in targeted]
         if not found:
             raise _no_match(tree, pattern, "exclude")
         for path in found:
-            del chosen[path]
+            chosen.pop(path, None)
     if config.layers is not None:
         prefixes = tuple(block_indices(tree.model, config.layers))
         for path in [path for path in chosen if not path.startswith(prefixes)]:
@@ -260,6 +266,44 @@ def _twins(path: str, module: nn.Module, others: list[User], policy: str) -> tup
     return tuple(twins)
 
 
+def _refuse_copy(path: str, module: nn.Module, users: Mapping[tuple[int, ...], list[User]], policy: str) -> None:
+    """Refuse to train a module in full where a copy of it cannot be trained, or would part from its twin unasked."""
+    inside = {id(m) for m in module.modules()}
+    for key, parameter in module.named_parameters():
+        if not parameter.is_floating_point():
+            raise TargetError(
+                "this module cannot be trained in full",
+                where=f"module '{path}'",
+                got=f"'{key}' of {parameter.dtype}",
+                expected="floating-point parameters",
+                hint="adapt it with a low-rank target instead of train_also.",
+            )
+        other = next((user for user in users.get(storage_key(parameter), []) if id(user.module) not in inside), None)
+        if other is not None and policy != "separate":
+            raise TieError(
+                "a module to be trained in full shares a weight with another module",
+                where=f"module '{path}'",
+                got=f"one weight for '{path}.{key}' and '{other.path}'",
+                expected="a weight with one user, or a policy for ties",
+                hint='use ties="separate" to let the copy part from its twin, or make it a target with ties="share".',
+            )
+
+
+def _refuse_two_minds(choice: Choice, path: str, twins: Iterable[str], chosen: Mapping[str, Choice]) -> None:
+    """Refuse one shared update for which two users ask for different ranks or strengths."""
+    want = [(part.rank, part.scaling) for part in choice.parts]
+    for twin in twins:
+        other = chosen.get(twin)
+        if other is not None and [(part.rank, part.scaling) for part in other.parts] != want:
+            raise TieError(
+                "one update cannot have two ranks or scalings",
+                where=f"modules '{path}' and '{twin}', which share a weight",
+                got=f"(rank, scaling) {want} and {[(part.rank, part.scaling) for part in other.parts]}",
+                expected="the same for both",
+                hint="make the patterns of rank_pattern and alpha_pattern agree.",
+            )
+
+
 def _full_and_biases(
     tree: _Tree, config: LoRAConfig, chosen: Iterable[str], copies: list[str]
 ) -> list[tuple[str, nn.Module]]:
@@ -327,6 +371,7 @@ def finish(
         weight = module._parameters.get("weight")
         group = users.get(storage_key(weight), []) if isinstance(weight, torch.Tensor) else []
         twins = _twins(path, module, [user for user in group if user.module is not module], config.ties)
+        _refuse_two_minds(choice, path, [twin for twin, _, _ in twins], chosen)
         if twins and len(choice.parts) == 1 and choice.parts[0].rows == ():
             taken |= {id(twin) for _, twin, _ in twins}
         elif twins:
@@ -348,11 +393,9 @@ def finish(
         )
     for path in (*copies, *(path for path, _ in biases)):
         _refuse_readers(tree, path)
+    for path in copies:
+        _refuse_copy(path, tree.modules[path], users, config.ties)
     notes = notes + _remarks(sites, config)
-    total = sum(
-        p.numel()
-        for p in {id(p): p for m in tree.modules.values() for p in m._parameters.values() if p is not None}.values()
-    )
     full = tuple((path, tree.modules[path]) for path in copies)
     return Plan(
         config=config,
@@ -360,7 +403,7 @@ def finish(
         copies=full,
         biases=tuple(biases),
         matched=matched,
-        total=total,
+        total=tree.total(),
         notes=tuple(notes),
     )
 
