@@ -16,6 +16,22 @@ __all__ = ["command"]
 INTERRUPTED = 130
 
 
+class _Sectioned(click.Command):
+    """Lists the flags under the sections of the TOML file that they stand for."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options, section by section."""
+        groups: dict[str, list[tuple[str, str]]] = {f"[{section}]": [] for section in SECTIONS}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            section = f"[{(param.name or '').partition('__')[0]}]"
+            if record is not None:
+                groups.setdefault(section if section in groups else "Options", []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
 def _all_fields(function: Any) -> Any:
     """Every key of the configuration as a flag, section by section."""
     for section, group in reversed(SECTIONS.items()):
@@ -23,7 +39,7 @@ def _all_fields(function: Any) -> Any:
     return function
 
 
-@click.command("train", context_settings={"max_content_width": 120})
+@click.command("train", cls=_Sectioned, context_settings={"max_content_width": 120})
 @click.option("--config", "file", type=click.Path(), help="A TOML file of settings; flags override it.")
 @click.option("--dry-run", is_flag=True, help="Do everything before step 1, then stop; write nothing.")
 @_all_fields

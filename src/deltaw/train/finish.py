@@ -164,7 +164,7 @@ def _next(job: Job) -> tuple[str, ...]:
         f"deltaw merge --model {model} --adapter {adapter} --output {adapter}-merged",
     ]
     if job.task == "causal":
-        lines.insert(0, f"deltaw generate --model {model} --adapter {adapter}")
+        lines.insert(0, f"deltaw generate --model {model} --adapter {adapter} --prompt TEXT")
     return tuple(lines)
 
 

@@ -56,18 +56,18 @@ def pick_device(name: str) -> tuple[torch.device, str]:
         if torch.cuda.is_available():
             return torch.device("cuda", 0), "a GPU was found"
         return torch.device("cpu"), "no GPU was found"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+    present = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    present += ["mps"] if torch.backends.mps.is_available() else []
+    wanted = "cuda:0" if name == "cuda" else name
+    if wanted not in present:
         raise ConfigError(
-            "the device cannot be used",
+            "this machine has no such device",
             where="--device or [model] device",
-            got=f"{name!r}: {str(error).splitlines()[0]}",
-            expected="auto, cpu" + "".join(f", cuda:{index}" for index in range(torch.cuda.device_count())),
+            got=repr(name),
+            expected=", ".join(["auto", *present]),
             hint="use --device auto",
-        ) from None
-    return device, "given"
+        )
+    return torch.device(wanted), "given"
 
 
 def pick_dtype(name: str, device: torch.device, method: str) -> tuple[torch.dtype, str]:
@@ -169,7 +169,11 @@ def _not_loaded(path: str, error: Exception) -> ModelError:
         where=f"{path} ({_kind(path)})",
         got=first,
         expected="a local directory, or a name on the hub that is reachable or cached",
-        hint="check the name; without a network, download the model first and give its directory",
+        hint=(
+            "the files may be cut short: copy or download them again"
+            if _kind(path) == "directory"
+            else "check the name; without a network, download the model first and give its directory"
+        ),
     )
 
 

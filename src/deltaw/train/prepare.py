@@ -13,12 +13,13 @@ from deltaw.train.batches import eval_batches
 from deltaw.train.callbacks import Callback
 from deltaw.train.config import TrainConfig
 from deltaw.train.defaults import Choices, Facts
+from deltaw.train.imprint import PromptForm, imprint
 from deltaw.train.job import Job
 from deltaw.train.loss import Losses
 from deltaw.train.material import Material, Source, check_vocabulary, fingerprint, open_rows, tokenize
 from deltaw.train.model import Loaded, base_config, load_model, load_tokenizer, pick_device, pick_dtype
 from deltaw.train.rng import seed_everything
-from deltaw.train.wear import Wearing, parameters_per_rank, wear
+from deltaw.train.wear import NAME, Wearing, parameters_per_rank, wear
 
 __all__ = ["Ready", "prepare"]
 
@@ -67,6 +68,7 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
     loaded = _load(config, source.task, tokenizer, material.labels)
     check_vocabulary(material.train, loaded.model.get_input_embeddings().num_embeddings, config.data.path)  # type: ignore[operator]
     wearing, facts = _wear(config, choices, loaded, material, positions)
+    imprint(loaded.model, NAME, labels=material.labels, form=_form(config, source))
     job, total = _job(config, choices, loaded, source.task, material, wearing, tokenizer, facts)
     lines = [*loaded.notes, *material.notes, *wearing.notes]
     callback.on_section("model", "\n".join([*_describe(config, loaded), padding, wearing.summary, *lines]))
@@ -75,6 +77,17 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
     if advice:
         callback.on_section("advice", "\n".join(advice))
     return Ready(job=job, choices=choices, material=material, wearing=wearing, notes=tuple(material.notes))
+
+
+def _form(config: TrainConfig, source: Source) -> PromptForm | None:
+    """How the rows' prompts are written; the adapter's file says it, for whoever generates with it."""
+    data = config.data
+    if source.task != "causal":
+        return None
+    return PromptForm(
+        rows=source.format.name, template=data.template, template_options=dict(data.template_options),
+        system=data.system, joiner=data.joiner,
+    )  # fmt: skip
 
 
 def _positions(declared: Any, tokenizer: Any) -> int | None:

@@ -10,14 +10,26 @@ from typing import Any
 
 from deltaw.errors import ConfigError, nearest
 from deltaw.train.config import SECTIONS, TrainConfig
-from deltaw.train.fields import specs
+from deltaw.train.fields import FieldSpec, specs
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-__all__ = ["from_values", "read_toml", "to_toml"]
+__all__ = ["ALIASES", "from_values", "read_toml", "to_toml"]
+
+ALIASES = {
+    "learning_rate": "lr", "r": "rank", "lora_r": "rank", "lora_rank": "rank", "lora_alpha": "alpha",
+    "lora_dropout": "dropout", "target_modules": "targets", "modules_to_save": "train_also",
+    "use_rslora": "rank_stabilized",
+    "num_epochs": "epochs", "num_train_epochs": "epochs", "max_steps": "steps", "iters": "steps",
+    "per_device_train_batch_size": "batch_size", "micro_batch_size": "batch_size", "max_seq_length": "max_length",
+    "gradient_accumulation_steps": "accumulate", "grad_accumulation": "accumulate", "output_dir": "output",
+    "max_grad_norm": "clip", "lr_scheduler_type": "schedule", "warmup_steps": "warmup", "warmup_ratio": "warmup",
+    "save_steps": "save_every", "eval_steps": "eval_every", "save_total_limit": "keep", "model_name_or_path": "path",
+}  # fmt: skip
+"""What other tools call our keys: a typo's neighbour by spelling is seldom what was meant."""
 
 Values = Mapping[str, Mapping[str, Any]]
 
@@ -94,18 +106,33 @@ def check_names(values: Mapping[str, Any], where: str) -> None:
 
 def _nearest_section(name: str) -> str:
     """Suggest for a section, or for a key that stands outside its section."""
-    owners = [section for section, group in SECTIONS.items() if name in {spec.name for spec in specs(group, section)}]
-    if owners:
-        return f"{name} under " + " or ".join(f"[{section}]" for section in owners)
+    known = alias_of(name)
+    if known is not None:
+        return f"{known.name} under [{known.section}]"
     return "a section such as " + nearest(name, SECTIONS, 2)
 
 
 def _nearest_key(section: str, name: str) -> str:
     """Suggest for a key: itself in its right section, or the closest in this one."""
-    owners = [other for other, group in SECTIONS.items() if name in {spec.name for spec in specs(group, other)}]
-    if owners:
-        return f"{name} under [{owners[0]}]"
+    known = alias_of(name)
+    if known is not None:
+        return f"{known.name} under [{known.section}]"
     return "closest: " + nearest(name, (spec.name for spec in specs(SECTIONS[section], section)))
+
+
+def alias_of(name: str) -> FieldSpec | None:
+    """Find the key that another tool's name means.
+
+    Args:
+        name: as written, with underscores or dashes.
+
+    Returns:
+        Our key, or None.
+    """
+    plain = name.lstrip("-").replace("-", "_")
+    known = ALIASES.get(plain, plain)
+    found = [spec for section, group in SECTIONS.items() for spec in specs(group, section) if spec.name == known]
+    return found[0] if found else None
 
 
 def from_values(*layers: Values) -> TrainConfig:
