@@ -127,7 +127,7 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
         >>> nearest("q_projj", ["k_proj", "q_proj"], 1)
         "'q_proj'"
     """
-    pool = sorted(set(names))
+    pool = sorted(set(names) - {""})
     close = difflib.get_close_matches(name, pool, n=count, cutoff=0.5)
     close += [other for other in pool if other not in close and name and (name in other or other in name)]
     return ", ".join(repr(other) for other in (close or pool)[:count]) or "nothing"

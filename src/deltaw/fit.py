@@ -349,6 +349,8 @@ def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -
 def _hint(work: _Fitting) -> str:
     if any("another base" in problem for problem in work.problems):
         return "load the base it was trained on, or pass allow_other_base=True (--allow-other-base)."
-    if any("base_model." in problem for problem in work.problems):
+    if any("holds NaN" in problem for problem in work.problems):
+        return "the training that wrote it diverged, or the file is damaged; take an earlier checkpoint."
+    if any("no module 'base_model." in problem for problem in work.problems):
         return "the file's keys carry a prefix twice; save it again from the unwrapped model."
     return "check that base and adapter belong together, or copy the adapter again."

@@ -21,10 +21,11 @@ _PICKLE = "adapter_model.bin"
 
 
 def _absent(directory: Path, name: str) -> CheckpointError:
-    inside = sorted(path.name for path in directory.iterdir())[:6] if directory.is_dir() else []
-    got = (
-        "files: " + ", ".join(inside) if inside else "an empty directory" if directory.is_dir() else "no such directory"
-    )
+    if directory.is_dir():
+        inside = sorted(path.name for path in directory.iterdir())[:6]
+        got = "files: " + ", ".join(inside) if inside else "an empty directory"
+    else:
+        got = "a file" if directory.exists() else "no such directory"
     return CheckpointError(
         f"no {name} here",
         where=str(directory),

@@ -82,6 +82,17 @@ def _no_match(tree: _Tree, pattern: Pattern, role: str) -> TargetError:
     )
 
 
+def _unused_key(key: str, chosen: Iterable[str]) -> TargetError:
+    leaves = suffixes(chosen)
+    return TargetError(
+        f"no adapted module matches rank_pattern or alpha_pattern key {key!r}",
+        where="LoRAConfig",
+        got=repr(key),
+        expected=f"a targeted module: {', '.join(map(repr, leaves[:6])) or 'none is targeted'}",
+        hint=f"nearest: {nearest(key.partition('[')[0], leaves)}; or add it to targets.",
+    )
+
+
 def _heads(tree: _Tree) -> set[int]:
     """Output heads: what the model says it is, and linears that share an embedding's weight."""
     get = getattr(tree.model, "get_output_embeddings", None)
@@ -479,5 +490,5 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
         choice.parts = _parts(tree, config, path, choice, used)
     for key in (*config.rank_pattern, *config.alpha_pattern):
         if key not in used:
-            raise _no_match(tree, key, "rank_pattern or alpha_pattern key")
+            raise _unused_key(key, chosen)
     return finish(tree, config, chosen, copies, biases, matched, notes)

@@ -1,0 +1,297 @@
+"""Bad use of the core: targets, configurations, ties, adapter files, verbs at the wrong moment, unusable models.
+
+Every case also checks that its refusal left the model (values, classes, flags, keys) and every file as they were.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import deltaw as dw
+
+BASE: dict[str, Any] = {"rank": 2, "alpha": 6, "targets": ["q_proj", "v_proj"]}
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(8, 8) for _ in range(3))
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.q_proj(x) + self.k_proj(x) + self.v_proj(x))
+
+
+class Net(nn.Module):
+    def __init__(self, tied: bool = False) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(12, 8)
+        self.layers = nn.ModuleList(Attention() for _ in range(2))
+        self.c_attn = nn.Linear(8, 24)
+        self.head = nn.Linear(8, 12, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x + self.c_attn(x)[..., :8])
+
+
+def net(seed: int = 0, tied: bool = False) -> Net:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Net(tied)
+
+
+@torch.no_grad()
+def trained(model: nn.Module) -> nn.Module:
+    for _, parameter in dw.trainable(model):
+        parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return model
+
+
+def worn(**fields: Any) -> nn.Module:
+    model = net()
+    dw.attach(model, dw.LoRAConfig(**{**BASE, **fields}))
+    return trained(model)
+
+
+def merged() -> nn.Module:
+    model = worn()
+    dw.merge(model)
+    return model
+
+
+def saved(tmp: Path, **fields: Any) -> Path:
+    dw.save(worn(**fields), tmp / "adapter")
+    return tmp / "adapter"
+
+
+def edit(directory: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
+    """Change a file's tensors; other tools keep no metadata of ours."""
+    path = directory / "adapter_model.safetensors"
+    held = load_file(path)
+    change(held)
+    save_file({key: value.clone() for key, value in held.items()}, path, {"format": "pt"})
+    return directory
+
+
+def configure(directory: Path, **fields: Any) -> Path:
+    edit(directory, lambda held: None)
+    path = directory / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    return directory
+
+
+def cut(directory: Path) -> Path:
+    path = directory / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    return directory
+
+
+def overwrite(directory: Path, content: str) -> Path:
+    (directory / "adapter_config.json").write_text(content)
+    return directory
+
+
+def state(model: Any, tmp: Path) -> tuple[Any, ...]:
+    """Everything that a refusal must leave as it was, byte for byte."""
+    files = {path: path.read_bytes() for path in sorted(tmp.rglob("*")) if path.is_file()}
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        return (files,)
+    values = {key: (id(t), t.dtype, t.detach().clone().view(-1).view(torch.uint8).numpy().tobytes())
+              for key, t in model.state_dict(keep_vars=True).items()}  # fmt: skip
+    modules = [
+        (path, id(part), type(part), part.training, sorted(part.__dict__)) for path, part in model.named_modules()
+    ]
+    flags = [(name, id(p), p.requires_grad) for name, p in model.named_parameters()]
+    return files, values, modules, flags, torch.get_rng_state().numpy().tobytes()
+
+
+class Case:
+    """A model and its files, and the call that must refuse them.
+
+    Args:
+        act: (model, prepared) -> the call that raises.
+        model: makes the model.
+        files: prepares files in the directory; what it returns is handed to ``act``.
+    """
+
+    def __init__(
+        self,
+        act: Callable[[Any, Any], Any],
+        model: Callable[[], Any] = net,
+        files: Callable[[Path], Any] = lambda tmp: tmp,
+    ) -> None:
+        self.act, self.model, self.files = act, model, files
+
+    def __call__(self, tmp: Path) -> None:
+        prepared, model = self.files(tmp), self.model()
+        before = state(model, tmp)
+        try:
+            self.act(model, prepared)
+        finally:
+            assert state(model, tmp) == before, "the refusal changed the model or a file"
+
+
+def attaching(model: Callable[[], Any] = net, **fields: Any) -> Case:
+    return Case(lambda m, _: dw.attach(m, dw.LoRAConfig(**{**BASE, **fields})), model)
+
+
+def configuring(**fields: Any) -> Case:
+    return Case(lambda m, _: dw.LoRAConfig(**{**BASE, **fields}))
+
+
+def loading(files: Callable[[Path], Any], model: Callable[[], Any] = net) -> Case:
+    return Case(lambda m, directory: dw.load(m, directory), model, files)
+
+
+def key(path: str, factor: str = "A") -> str:
+    return f"base_model.model.layers.{path}.lora_{factor}.weight"
+
+
+Q0, Q1 = key("0.q_proj"), key("1.q_proj")
+
+
+class Shadowed(Net):
+    """One layer carries a forward of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers[0].q_proj.forward = lambda x: x  # type: ignore[assignment]
+
+
+def broken() -> nn.Module:
+    model = worn()
+    with torch.no_grad():
+        model.layers[0].q_proj.lora.default.lora_A[0, 0] = float("nan")  # type: ignore[union-attr, index, operator]
+    return model
+
+
+def overflowing() -> nn.Module:
+    model = net().half()
+    dw.attach(model, dw.LoRAConfig(**{**BASE, "alpha": 6e4}))
+    return trained(model)
+
+
+def edited_while_merged() -> nn.Module:
+    model = merged()
+    with torch.no_grad():
+        model.layers[0].q_proj.weight[0, 0] += 1  # type: ignore[union-attr, index, operator]
+    return model
+
+
+def compiled() -> Any:
+    return torch.compile(net(), backend="eager")
+
+
+CASES: dict[str, Case] = {
+    # Targets
+    "core_target_matches_nothing": attaching(targets=["q_projj"]),
+    "core_target_not_adaptable": attaching(targets=["norm"]),
+    "core_target_bad_regex": attaching(targets=["re:.*(q_proj"]),
+    "core_target_whole_and_sliced": attaching(targets=["c_attn", "c_attn[q]"]),
+    "core_slice_unknown": attaching(targets=["c_attn[w]"]),
+    "core_slice_layout_unknown": attaching(targets=["q_proj[q]"]),
+    "core_slice_of_embedding": attaching(targets=["embed[q]"]),
+    "core_slices_overlap": attaching(targets=["c_attn[0:8,4:12]"]),
+    "core_slice_rows_outside": attaching(targets=["c_attn[0:99]"]),
+    "core_exclude_matches_nothing": attaching(exclude=["o_proj"]),
+    "core_exclude_everything": attaching(exclude=["q_proj", "v_proj"]),
+    "core_rank_pattern_matches_nothing": attaching(rank_pattern={"k_proj": 4}),
+    "core_train_also_matches_nothing": attaching(train_also=["score"]),
+    "core_layers_outside": attaching(layers=[0, 7]),
+    "core_layers_malformed": attaching(layers="first:2"),
+    "core_no_bias": attaching(targets=["head"], bias="lora_only"),
+    "core_bypassed_attention": attaching(lambda: nn.MultiheadAttention(8, 2), targets=["out_proj"]),
+    "core_shadowed_forward": attaching(Shadowed),
+    # Configurations
+    "core_rank_negative": configuring(rank=-1),
+    "core_rank_fraction": configuring(rank=2.5),
+    "core_alpha_zero": configuring(alpha=0),
+    "core_alpha_infinite": configuring(alpha_pattern={"q_proj": float("inf")}),
+    "core_dropout_one": configuring(dropout=1),
+    "core_bias_unknown": configuring(bias="lora"),
+    "core_init_unknown": configuring(init="kaimin"),
+    "core_ties_unknown": configuring(ties="tie"),
+    "core_nothing_to_adapt": configuring(targets=[]),
+    "core_field_unknown": Case(lambda m, _: dw.LoRAConfig().replace(lora_alpha=16)),
+    # Ties
+    "core_tied_target": attaching(lambda: net(tied=True), targets=["embed"]),
+    # Models
+    "core_not_a_model": Case(lambda m, _: dw.plan(m), lambda: {"weights": 1}),
+    "core_scripted_model": Case(lambda m, _: dw.attach(m), lambda: torch.jit.script(nn.Linear(2, 2))),
+    "core_empty_model": Case(lambda m, _: dw.attach(m), nn.ReLU),
+    "core_compiled_model": attaching(compiled),
+    # Adapter files
+    "core_adapter_absent": Case(lambda m, tmp: dw.load(m, tmp / "nowhere")),
+    "core_adapter_is_a_file": loading(lambda tmp: saved(tmp) / "adapter_config.json"),
+    "core_adapter_without_tensors": loading(
+        lambda tmp: (p := saved(tmp), (p / "adapter_model.safetensors").unlink(), p)[2]
+    ),
+    "core_adapter_truncated": loading(lambda tmp: cut(saved(tmp))),
+    "core_adapter_config_not_json": loading(lambda tmp: overwrite(saved(tmp), '{"r": 2,')),
+    "core_adapter_config_no_object": loading(lambda tmp: overwrite(saved(tmp), "[1]")),
+    "core_adapter_other_method": loading(lambda tmp: configure(saved(tmp), peft_type="IA3")),
+    "core_adapter_dora": loading(lambda tmp: configure(saved(tmp), use_dora=True)),
+    "core_adapter_pissa": loading(lambda tmp: configure(saved(tmp), init_lora_weights="pissa")),
+    "core_adapter_field_damaged": loading(lambda tmp: configure(saved(tmp), r="two")),
+    "core_adapter_extra_tensor": loading(lambda tmp: edit(saved(tmp), lambda t: t.update({key("9.q_proj"): t[Q0]}))),
+    "core_adapter_missing_tensor": loading(lambda tmp: edit(saved(tmp), lambda t: t.pop(Q0))),
+    "core_adapter_missing_module": loading(
+        lambda tmp: edit(saved(tmp), lambda t: (t.pop(Q0), t.pop(key("0.q_proj", "B"))))
+    ),
+    "core_adapter_misshaped": loading(lambda tmp: edit(saved(tmp), lambda t: t.update({Q0: torch.ones(2, 9)}))),
+    "core_adapter_wrong_rank": loading(lambda tmp: configure(saved(tmp), r=4)),
+    "core_adapter_nan": loading(lambda tmp: edit(saved(tmp), lambda t: t[Q0].fill_(float("nan")))),
+    "core_adapter_many_problems": loading(
+        lambda tmp: edit(saved(tmp), lambda t: [t.update({k: torch.ones(2, 9)}) for k in list(t)])
+    ),
+    "core_adapter_wrong_base": loading(saved, lambda: net(seed=1)),
+    "core_adapter_edited_config": loading(
+        lambda tmp: (
+            p := saved(tmp),
+            overwrite(p, (p / "adapter_config.json").read_text().replace('"lora_alpha": 6', '"lora_alpha": 60')),
+        )[1]
+    ),
+    "core_adapter_nan_save": Case(lambda m, p: dw.save(m, p), broken, saved),
+    "core_adapter_unwritable": Case(
+        lambda m, p: dw.save(m, p / "file" / "adapter"), worn, lambda tmp: ((tmp / "file").write_text("x"), tmp)[1]
+    ),
+    "core_adapter_module_unknown": Case(lambda m, p: dw.Adapter.open(p).delta("layers.0.qproj"), files=saved),
+    # Verbs at the wrong moment
+    "core_name_taken": Case(lambda m, _: dw.attach(m, dw.LoRAConfig(**BASE)), worn),
+    "core_name_reserved": Case(lambda m, _: dw.attach(m, dw.LoRAConfig(**BASE), "train")),
+    "core_detach_plain": Case(lambda m, _: dw.detach(m)),
+    "core_detach_unknown": Case(lambda m, _: dw.detach(m, "defualt"), worn),
+    "core_save_plain": Case(lambda m, tmp: dw.save(m, tmp / "out")),
+    "core_activate_unknown": Case(lambda m, _: dw.activate(m, "sql"), worn),
+    "core_mix_weight": Case(lambda m, _: dw.activate(m, {"default": float("nan")}), worn),
+    "core_mix_of_heads": Case(lambda m, _: dw.activate(m, {"default": 0.5}), lambda: worn(train_also=["head"])),
+    "core_merge_plain": Case(lambda m, _: dw.merge(m)),
+    "core_merge_twice": Case(lambda m, _: dw.merge(m), merged),
+    "core_merge_nothing_active": Case(lambda m, _: dw.merge(m), lambda: (m := worn(), dw.activate(m, None), m)[2]),
+    "core_merge_nan": Case(lambda m, _: dw.merge(m), broken),
+    "core_merge_overflow": Case(lambda m, _: dw.merge(m), overflowing),
+    "core_merge_separate_ties": Case(
+        lambda m, _: dw.merge(m),
+        lambda: (m := net(tied=True), dw.attach(m, dw.LoRAConfig(rank=2, targets=["embed"], ties="separate")), m)[2],
+    ),
+    "core_unmerge_unmerged": Case(lambda m, _: dw.unmerge(m), worn),
+    "core_unmerge_edited": Case(lambda m, _: dw.unmerge(m), edited_while_merged),
+    "core_attach_while_merged": Case(lambda m, _: dw.attach(m, dw.LoRAConfig(**BASE), "other"), merged),
+    "core_load_while_merged": Case(lambda m, p: dw.load(m, p, "other"), merged, saved),
+    "core_save_while_merged": Case(lambda m, p: dw.save(m, p), merged, saved),
+    "core_trainable_while_merged": Case(lambda m, _: dw.trainable(m), merged),
+    "core_disabled_while_merged": Case(lambda m, _: dw.disabled(m).__enter__(), merged),
+    "core_draws_of_other_sites": Case(lambda m, _: dw.set_draws(m, {"elsewhere.default": 3}), worn),
+}
