@@ -174,7 +174,7 @@ def conv1d(n_in: int, n_out: int) -> nn.Module:
 def factors(model: nn.Module, adapter: str | None = None) -> Iterator[tuple[str, Factors]]:
     """Every pair of factors, of one adapter or of all."""
     for path, module in model.named_modules():
-        if isinstance(module, Factors) and (adapter is None or f".lora.{adapter}" in f".{path}"):
+        if isinstance(module, Factors) and (adapter is None or f".lora.{adapter}." in f".{path}."):
             yield path, module
 
 
