@@ -123,7 +123,7 @@ def test_json_is_one_object_and_quiet_is_silent(
 
 def test_dry_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *base_words(place, tmp_path / "out"), "--dry-run"]) == 0
-    assert "dry run: nothing was written" in capsys.readouterr().out
+    assert "dry run: 3 steps planned, nothing was written" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 

@@ -18,6 +18,7 @@ from deltaw.cli import main
 from deltaw.cli._sampling import Sampling, _Pieces, complete, encode
 from deltaw.errors import ConfigError, DataError
 from deltaw.functional import merge_weight
+from deltaw.train.imprint import FORM, LABELS, PromptForm, imprint
 from verb_models import adapter_dir, base_dir
 
 Run = Callable[..., Any]
@@ -138,9 +139,54 @@ def test_prompts_from_files(place: Path, run: Run, tmp_path: Path, monkeypatch: 
 
 
 def test_generate_in_the_chat_template(place: Path, run: Run) -> None:
-    words = ("generate", "-p", "hello", "--max-tokens", 4)
-    assert "hello" in run(*words, "--model", place / "chatty", "--chat")
-    assert main([str(word) for word in (*words, "--model", place / "base", "--chat")]) == 3
+    words = ("generate", "-p", "hello", "--max-tokens", 4, "--form", "chat")
+    assert "hello" in run(*words, "--model", place / "chatty")
+    assert main([str(word) for word in (*words, "--model", place / "base")]) == 3
+
+
+def trained_on(rows: str, place: Path, target: Path, **form: Any) -> Path:
+    """The adapter, saying that it was trained on rows of some format."""
+    found = dw.Adapter.open(place / "adapter")
+    text = PromptForm(rows=rows, **form).dumps()
+    dw.Adapter(tensors=found.tensors, raw=found.raw, metadata={**found.metadata, FORM: text}).save(target)
+    return target
+
+
+FORM_CASES = [
+    ("text", {}, "text", "the fox"),
+    ("prompt_completion", {}, "prompt", "the fox\n"),
+    ("prompt_completion", {"joiner": " => "}, "prompt", "the fox => "),
+    ("alpaca", {}, "prompt", "### Instruction:\nthe fox\n\n### Response:\n"),
+    ("messages", {}, "chat", "### User:\nthe fox\n\n### Assistant:\n"),
+]
+
+
+@pytest.mark.parametrize(("rows", "form", "used", "written"), FORM_CASES)
+def test_prompts_are_written_as_the_adapter_was_trained(
+    rows: str, form: dict[str, Any], used: str, written: str, place: Path, run: Run, tmp_path: Path
+) -> None:
+    adapter = trained_on(rows, place, tmp_path / "adapter", **form)
+    words = ("generate", "--max-tokens", 4, "--json")
+    trained = run(*words, "--adapter", adapter, "-p", "the fox")
+    assert trained["form"] == used
+    plain = run(*words, "--adapter", adapter, "-p", written, "--form", "text")
+    assert trained["outputs"][0]["adapter"] == plain["outputs"][0]["adapter"]
+    merged = tmp_path / "merged"
+    run("merge", "--adapter", adapter, "-o", merged)
+    after = run(*words, "--model", merged, "-p", "the fox")
+    assert after["form"] == used and after["outputs"][0]["base"] == trained["outputs"][0]["adapter"]
+
+
+def test_training_notes_the_form_and_the_labels(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(base_dir(tmp_path / "base"))
+    imprint(model, "default", labels=["a"])
+    dw.attach(model, dw.LoRAConfig(targets=["q_proj"], rank=2))
+    form = PromptForm(rows="messages", template_options={"thinking": False})
+    imprint(model, "default", labels=["bad", "good"], form=form)
+    dw.save(model, tmp_path / "adapter")
+    metadata = dw.Adapter.open(tmp_path / "adapter").metadata
+    assert json.loads(metadata[LABELS]) == ["bad", "good"] and PromptForm.loads(metadata[FORM]) == form
+    assert PromptForm.loads("") is None and PromptForm.loads('{"other": 1}') is None
 
 
 CHAT = "hello\n/base\nhello\n/adapter\n/what\n\n/reset\n/system be short\n/help\nagain\n/quit\nnever read\n"

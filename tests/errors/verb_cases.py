@@ -170,7 +170,7 @@ CASES: dict[str, Callable[[Path], None]] = {
     "verb_prompts_missing": generate("--prompts", "{tmp}/none.txt"),
     "verb_prompts_without_prompt": bad_prompts,
     "verb_prompt_too_long": with_models("generate", "--model", "{tmp}/base", "-p", "word " * 100),
-    "verb_no_chat_template": with_models("generate", "--model", "{tmp}/base", "-p", "x", "--chat"),
+    "verb_no_chat_template": with_models("generate", "--model", "{tmp}/base", "-p", "x", "--form", "chat"),
     "verb_plan_target": line("plan", "gpt2", "--target", "c_atn"),
     "verb_plan_length": line("plan", "gpt2", "--length", "5000"),
     "verb_plan_batch": line("plan", "gpt2", "--batch", "0"),

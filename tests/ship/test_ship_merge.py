@@ -15,8 +15,8 @@ import deltaw as dw
 from deltaw.errors import CheckpointError, ConfigError, DataError, FaithError, ModelError
 from deltaw.functional import merge_weight
 from deltaw.ship import merge as ship_merge
-from deltaw.ship.merge import RECORD, merge_directory
-from deltaw.ship.opening import ModelChoice
+from deltaw.ship.merge import merge_directory
+from deltaw.ship.opening import MERGED, ModelChoice
 from verb_models import adapter_dir, base_dir
 
 PROMPT = torch.tensor([[1, 40, 60, 80, 100, 33, 7]])
@@ -33,7 +33,7 @@ def test_a_complete_directory_that_plain_transformers_loads(tmp_path: Path) -> N
     written = merge_directory(ModelChoice(model=str(base), adapter=str(adapter)), tmp_path / "merged")
     assert (listed(base), listed(adapter)) == before
     names = set(written.files)
-    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", RECORD} <= names
+    assert {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", MERGED} <= names
     assert (tmp_path / "merged" / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(base).chat_template
@@ -43,7 +43,7 @@ def test_a_complete_directory_that_plain_transformers_loads(tmp_path: Path) -> N
     dw.load(on, adapter)
     assert not torch.allclose(plain, on(PROMPT).logits, atol=1e-2)
     assert torch.allclose(model(PROMPT).logits, on(PROMPT).logits, atol=1e-4)
-    record = json.loads((tmp_path / "merged" / RECORD).read_text())
+    record = json.loads((tmp_path / "merged" / MERGED).read_text())
     assert record["faithful"] and record["adapter_hash"] == dw.Adapter.open(adapter).hash == written.adapter_hash
     assert "merge: faithful" in str(written) and "model.safetensors" in str(written)
 

@@ -11,7 +11,8 @@ import click
 
 from deltaw.cli._common import Output, common_options
 from deltaw.cli._models import model_options, open_causal, take_model
-from deltaw.cli._sampling import Sampling, complete, encode, room_for, sampling_options, take_sampling
+from deltaw.cli._prompts import conversation_ids
+from deltaw.cli._sampling import Sampling, complete, room_for, sampling_options, take_sampling
 from deltaw.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ COMMANDS = {
     "/quit": "leave",
 }
 
-PLAIN_FORM = "the model has no chat template: turns are written as 'User: ...' and 'Assistant: ...' lines"
+PLAIN_FORM = "the model has no chat template: turns stand under the headings '### User:' and '### Assistant:'"
+STOPS = ("\n### User:", "\n### System:", "\n### Assistant:")
 
 
 @click.command("chat")
@@ -121,7 +123,7 @@ class Conversation:
         side = "base" if self.base or self.opened.adapter is None else "adapter"
         write = _write if self.out.talks else None
         try:
-            ids = self._ids()
+            ids = conversation_ids(self.opened, self._messages())
             room_for(self.opened.model, len(ids))
             if write:
                 write(f"[{side}] ")
@@ -139,18 +141,10 @@ class Conversation:
         first = [{"role": "system", "content": self.system}] if self.system else []
         return first + [{"role": turn["role"], "content": turn["content"]} for turn in self.turns]
 
-    def _ids(self) -> list[int]:
-        tokenizer = self.opened.tokenizer
-        if tokenizer.chat_template:
-            text = tokenizer.apply_chat_template(self._messages(), tokenize=False, add_generation_prompt=True)
-            return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        lines = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in self._messages()]
-        return encode(tokenizer, "\n".join([*lines, "Assistant:"]))
-
     def _sampling(self) -> Sampling:
         if self.opened.tokenizer.chat_template:
             return self.sampling
-        return replace(self.sampling, stop=(*self.sampling.stop, "\nUser:"))
+        return replace(self.sampling, stop=(*self.sampling.stop, *STOPS))
 
 
 def _write(piece: str) -> None:

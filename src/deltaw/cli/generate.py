@@ -13,20 +13,23 @@ import click
 
 from deltaw.cli._common import Output, common_options
 from deltaw.cli._models import model_options, open_causal, take_model
-from deltaw.cli._sampling import Sampling, complete, encode, room_for, sampling_options, take_sampling
+from deltaw.cli._prompts import FORMS, form_used, prompt_to_ids
+from deltaw.cli._sampling import Sampling, complete, room_for, sampling_options, take_sampling
 from deltaw.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from deltaw.ship.opening import ModelChoice, Opened
 
-__all__ = ["command", "read_prompts", "templated"]
+__all__ = ["command", "read_prompts"]
+
+FORM_HELP = "How prompts are written: " + "; ".join(f"{name}: {what}" for name, what in FORMS.items()) + "."
 
 
 @click.command("generate")
 @model_options
 @click.option("-p", "--prompt", "texts", multiple=True, metavar="TEXT", help="A prompt (repeatable).")
 @click.option("--prompts", "file", metavar="FILE", help="Prompts: one a line, jsonl with a 'prompt', or - for stdin.")
-@click.option("--chat", is_flag=True, help="Put each prompt into the model's chat template as a user turn.")
+@click.option("--form", type=click.Choice(list(FORMS)), default="auto", show_default=True, help=FORM_HELP)
 @click.option("--merged", is_flag=True, help="Fold the adapter into the weights first.")
 @click.option("--base", "beside", is_flag=True, help="Show the base's text beside the adapter's.")
 @sampling_options
@@ -35,7 +38,7 @@ def command(
     *,
     texts: tuple[str, ...],
     file: str | None,
-    chat: bool,
+    form: str,
     merged: bool,
     beside: bool,
     quiet: bool,
@@ -65,15 +68,20 @@ def command(
         import deltaw as dw
 
         out.say(dw.merge(opened.model))
+    used = form_used(opened, form)
+    if used != "text":
+        out.say(f"prompts are written in the form {used!r}: {FORMS[used]}")
     rows = []
     for prompt in prompts:
-        text = templated(opened.tokenizer, prompt) if chat else prompt
+        ids = prompt_to_ids(opened, used, prompt)
+        shown = prompt if used == "text" else f"{prompt}\n"
         row = {"prompt": prompt}
         for label, scope in _sides(opened, merged, beside):
             with scope:
-                row[label] = _show(opened, text, chat, sampling, out, label)
+                row[label] = _show(opened, ids, f"[{label}] {shown}", sampling, out)
         rows.append(row)
-    out.finish({"model": opened.source, "adapter": opened.adapter, "merged": merged, "outputs": rows})
+    facts = {"model": opened.source, "adapter": opened.adapter, "merged": merged, "form": used}
+    out.finish({**facts, "outputs": rows})
 
 
 def _check(choice: ModelChoice, merged: bool, beside: bool) -> None:
@@ -104,9 +112,7 @@ def _sides(opened: Opened, merged: bool, beside: bool) -> Iterator[tuple[str, Ab
     yield "merged" if merged else "adapter" if opened.adapter else "base", nullcontext()
 
 
-def _show(opened: Opened, text: str, chat: bool, sampling: Sampling, out: Output, label: str) -> str:
-    ids = opened.tokenizer(text, add_special_tokens=False)["input_ids"] if chat else encode(opened.tokenizer, text)
-
+def _show(opened: Opened, ids: list[int], shown: str, sampling: Sampling, out: Output) -> str:
     # Refused before anything of the prompt is shown.
     room_for(opened.model, len(ids))
 
@@ -115,39 +121,10 @@ def _show(opened: Opened, text: str, chat: bool, sampling: Sampling, out: Output
         sys.stdout.flush()
 
     if out.talks:
-        write(f"[{label}] {text}")
+        write(shown)
     answer = complete(opened.model, opened.tokenizer, ids, sampling, write if out.talks else None)
     out.say("")
     return answer
-
-
-def templated(tokenizer: Any, prompt: str, system: str | None = None) -> str:
-    """Write a prompt as the opening of an answer, in the model's chat template.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        prompt: the user's turn.
-        system: a system turn before it.
-
-    Returns:
-        The text to continue.
-
-    Raises:
-        DataError: if the tokenizer has no chat template.
-    """
-    if not tokenizer.chat_template:
-        raise DataError(
-            "the model has no chat template",
-            where="tokenizer",
-            got="no chat_template",
-            expected="a tokenizer_config.json or chat_template.jinja with a template",
-            hint="leave --chat out to continue the plain prompt",
-        )
-    turns = [{"role": "system", "content": system}] if system else []
-    turns.append({"role": "user", "content": prompt})
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    assert isinstance(text, str)
-    return text
 
 
 def read_prompts(file: str) -> list[str]:

@@ -16,14 +16,12 @@ from deltaw.errors import ConfigError, DataError, ModelError
 from deltaw.merge import MergeReport, merge
 from deltaw.reports import size
 from deltaw.ship.fidelity import FidelityReport, Probe, fidelity, reference
-from deltaw.ship.opening import ModelChoice, Opened, base_of, open_model, stored_dtype
+from deltaw.ship.opening import MERGED, ModelChoice, Opened, base_of, open_model, stored_dtype
 from deltaw.train.files import replace_directory
+from deltaw.train.imprint import FORM
 from deltaw.train.model import hushed
 
-__all__ = ["RECORD", "WrittenMerge", "default_probes", "fidelity", "merge_directory", "text_probes"]
-
-RECORD = "deltaw_merge.json"
-"""What was merged and how faithful it is; other readers ignore the file."""
+__all__ = ["MERGED", "WrittenMerge", "default_probes", "fidelity", "merge_directory", "text_probes"]
 
 # Everything beside weights and configuration that belongs to a model directory.
 COPIED = (
@@ -256,7 +254,9 @@ def _write_record(place: Path, source: str, choice: ModelChoice, report: Fidelit
         "faithful": report.faithful,
         "fidelity": numbers,
     }
-    (place / RECORD).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if FORM in adapter.metadata:
+        content[FORM] = adapter.metadata[FORM]
+    (place / MERGED).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _not_written(place: Path, error: OSError) -> ModelError:

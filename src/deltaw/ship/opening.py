@@ -14,12 +14,23 @@ from deltaw.adapter import Adapter
 from deltaw.checkpoint import load
 from deltaw.errors import CheckpointError, ConfigError
 from deltaw.train.config import ModelConfig
+from deltaw.train.imprint import FORM, LABELS, PromptForm
 from deltaw.train.model import base_config, load_model, load_tokenizer, pick_device, pick_dtype
 
-__all__ = ["LABELS", "ModelChoice", "Opened", "base_of", "labels_of", "open_model", "stored_dtype", "task_of"]
+__all__ = [
+    "MERGED",
+    "ModelChoice",
+    "Opened",
+    "base_of",
+    "form_of",
+    "labels_of",
+    "open_model",
+    "stored_dtype",
+    "task_of",
+]
 
-LABELS = "labels"
-"""Key of the class names (a JSON list) in an adapter's safetensors metadata."""
+MERGED = "deltaw_merge.json"
+"""Beside a merged model: what was merged, how faithful it is, and the form of its prompts."""
 
 _HEADS = ("score", "classifier", "classification_head")
 
@@ -55,6 +66,7 @@ class Opened:
         task: "causal", "classification" or "regression".
         labels: class names, for classification.
         heads: modules that the base's files do not hold: without an adapter that carries them they answer at random.
+        form: how prompts were written in training, or None where nothing says it.
         report: what loading the adapter said, or None.
     """
 
@@ -65,6 +77,7 @@ class Opened:
     task: str
     labels: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
+    form: PromptForm | None = None
     report: Any = None
 
 
@@ -141,6 +154,25 @@ def labels_of(adapter: Adapter | None, declared: Any) -> tuple[str, ...]:
     return own if size is None or size == len(own) else tuple(f"LABEL_{index}" for index in range(size))
 
 
+def form_of(adapter: Adapter | None, source: str) -> PromptForm | None:
+    """Say how prompts were written in training: what the adapter's file says, or what a merged model's record does.
+
+    Args:
+        adapter: the adapter, or None.
+        source: directory or hub name of the base.
+
+    Returns:
+        The form, or None.
+    """
+    if adapter is not None:
+        return PromptForm.loads(adapter.metadata.get(FORM, ""))
+    try:
+        found = json.loads((Path(source).expanduser() / MERGED).read_text(encoding="utf-8"))
+        return PromptForm.loads(str(found.get(FORM, "")))
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def _head_size(adapter: Adapter) -> int | None:
     """Outputs of a classifier's head that the adapter carries: the smallest of its matrices."""
     sizes = [
@@ -199,6 +231,7 @@ def open_model(choice: ModelChoice, *, task: str | None = None, labels: Sequence
         task=kind,
         labels=names,
         heads=base.heads,
+        form=form_of(adapter, source),
         report=report,
     )
 

@@ -115,7 +115,7 @@ def _save(ready: Ready, report: RunReport) -> RunReport:
     saved: Any = dw.save(job.model, job.output, name=NAME)
     files = tuple(sorted(entry.name for entry in Path(saved.path).iterdir() if entry.name.startswith("adapter_")))
     return dataclasses.replace(
-        report, files=files, applied=applied(job, ready.wearing.sites), fidelity=_fidelity(job),
+        report, files=files, applied=applied(job, len(ready.wearing.sites)), fidelity=_fidelity(job),
         next_commands=_next(job),
     )  # fmt: skip
 

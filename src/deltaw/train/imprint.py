@@ -1,0 +1,95 @@
+"""What an adapter's file says of its training, so that it is used the way it was trained.
+
+Both entries stand in the safetensors metadata, which other readers ignore.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from deltaw.record import find_record
+
+__all__ = ["FORM", "LABELS", "PromptForm", "imprint"]
+
+LABELS = "labels"
+"""Key of the class names by position, a JSON list."""
+
+FORM = "prompts"
+"""Key of the form in which prompts stood before the answers, a JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptForm:
+    """How training wrote what stands before an answer.
+
+    Args:
+        rows: format of the rows, such as ``prompt_completion``, ``messages`` or ``text``.
+        template: as in ``deltaw.train.data.build``, like the fields below.
+        template_options: variables of the chat template.
+        system: what happened to system turns.
+        joiner: what stood between a plain prompt and its completion.
+    """
+
+    rows: str
+    template: str = "auto"
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+    system: str = "keep"
+    joiner: str = "auto"
+
+    def dumps(self) -> str:
+        """Write the form as metadata.
+
+        Returns:
+            JSON text.
+        """
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def loads(cls, text: str) -> PromptForm | None:
+        """Read a form that ``dumps`` wrote.
+
+        Args:
+            text: the metadata.
+
+        Returns:
+            The form; None where the text is none.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (TypeError, ValueError):
+            return None
+
+    def settings(self) -> dict[str, Any]:
+        """What ``deltaw.train.data.prompt_ids`` takes.
+
+        Returns:
+            Its keyword arguments.
+        """
+        values = dataclasses.asdict(self)
+        del values["rows"]
+        return values
+
+
+def imprint(model: nn.Module, name: str, *, labels: Sequence[str] = (), form: PromptForm | None = None) -> None:
+    """Note labels and form of prompts with a worn adapter; ``save`` writes them.
+
+    Args:
+        model: the model; nothing happens where it wears no such adapter.
+        name: the adapter.
+        labels: class names by position; none are noted where empty.
+        form: the form of prompts, or None.
+    """
+    record = find_record(model)
+    if record is None or name not in record.adapters:
+        return
+    metadata = record.adapters[name].metadata
+    if labels:
+        metadata[LABELS] = json.dumps(list(labels))
+    if form is not None:
+        metadata[FORM] = form.dumps()
