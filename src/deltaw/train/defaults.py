@@ -150,17 +150,18 @@ FIXED = {
 }
 
 
-def add_fixed(choices: Choices, config: TrainConfig, *, adapter: bool) -> None:
+def add_fixed(choices: Choices, config: TrainConfig, *, adapter: bool, task: str) -> None:
     """Record the defaults that depend on nothing.
 
     Args:
         choices: receives them.
         config: the user's settings; what differs from its default was given.
         adapter: whether a fresh adapter is made, so that its settings are read.
+        task: labels have no tokens with a loss.
     """
     for key, reason in FIXED.items():
         section, name = key.split(".")
-        if section == "adapter" and not adapter:
+        if (section == "adapter" and not adapter) or (section == "data" and task != "causal"):
             continue
         value = getattr(getattr(config, section), name)
         given = key in (config.given or ())

@@ -16,9 +16,9 @@ from deltaw.train.finish import finish, interrupted
 from deltaw.train.job import Job
 from deltaw.train.loop import Loop, parameters_copy
 from deltaw.train.metrics import MetricsLog
+from deltaw.train.outlook import outlook
 from deltaw.train.output import BOARD, METRICS, SETTINGS, check_output, clear_output
 from deltaw.train.prepare import Ready, prepare
-from deltaw.train.probe import probe
 from deltaw.train.report import RunReport
 from deltaw.train.resume import check_identity, environment_notes, find_resumption
 from deltaw.train.rng import seed_everything
@@ -26,7 +26,7 @@ from deltaw.train.sample import sample
 from deltaw.train.schedule import make_optimizer
 from deltaw.train.settings import to_toml
 from deltaw.train.snapshot import Memory, environment, restore
-from deltaw.train.state import PREFIX, State, drop_later, read_state
+from deltaw.train.state import State, drop_later, read_state
 
 __all__ = ["run"]
 
@@ -67,29 +67,17 @@ def run(config: TrainConfig, callbacks: tuple[Callback, ...] = (), *, dry_run: b
         notes += changes
         step = state.values["memory"]["step"]
         callback.on_section("resume", "\n".join([f"continuing after step {step} of {job.total}: {path}", *changes]))
-    _try_batches(job, callback)
+    callback.on_section("plan", outlook(ready))
     if dry_run:
         return _dry_report(ready)
     return _train(ready, callback, state, path, tuple(notes))
 
 
-def _try_batches(job: Job, callback: Callback) -> None:
-    """The short way through the head, and the heaviest batch."""
-    shortest = min(range(len(job.plan.lengths)), key=lambda index: job.plan.lengths[index])
-    job.losses.verify(job.batch([shortest]).to(job.device))
-    lines = [f"{job.total} steps, {job.losses.note}"]
-    if job.save_every:
-        lines.append(f"a state to resume from every {job.save_every} steps: {job.output}/{PREFIX}N")
-    if job.config.run.probe and job.total:
-        lines.append(str(probe(job)))
-    callback.on_section("plan", "\n".join(lines))
-
-
 def _dry_report(ready: Ready) -> RunReport:
     job = ready.job
     return RunReport(
-        output=job.output, method=job.config.adapter.method, steps=0, total=job.total, choices=ready.choices.values(),
-        applied="dry run: nothing was written",
+        output=job.output, method=job.config.adapter.method, steps=0, total=job.total, dry=True,
+        choices=ready.choices.values(),
     )  # fmt: skip
 
 

@@ -21,6 +21,10 @@ __all__ = ["Examples", "Job"]
 class Examples(Protocol):
     """What the loop needs of a dataset; see ``deltaw.train.data``."""
 
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens of each example."""
+
     def __len__(self) -> int:
         """Count the examples."""
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltaw.errors import DataError
 from deltaw.train.config import TrainConfig
+from deltaw.train.imprint import LABELS
 
 if TYPE_CHECKING:
     from deltaw.train.data import Dataset, Example, Format, Rows
@@ -111,7 +114,8 @@ def tokenize(config: TrainConfig, source: Source, tokenizer: Any, max_length: in
         "system": data.system, "joiner": data.joiner, "end_token": data.end_token, "bad_rows": data.bad_rows,
         "cache_dir": data.cache_dir,
     }  # fmt: skip
-    whole = build(source.rows, source.format, tokenizer, **options)
+    known = earlier_labels(config) if source.task == "classification" else None
+    whole = build(source.rows, source.format, tokenizer, labels=known, **options)
     labels = tuple(whole.labels)
     train, valid, reason = whole, None, "no validation rows: "
     if source.valid is not None:
@@ -134,6 +138,23 @@ def tokenize(config: TrainConfig, source: Source, tokenizer: Any, max_length: in
         return Material(train=train, valid=valid, labels=labels, reason=reason)
     permuted = PermutedPairs(train, config.run.seed, max_length)
     return Material(train=permuted, valid=valid, labels=labels, reason=reason, notes=(permuted.note,))
+
+
+def earlier_labels(config: TrainConfig) -> list[str] | None:
+    """Class names of the adapter that is continued: its head knows them in their order.
+
+    Args:
+        config: the user's settings.
+
+    Returns:
+        The names; None for a fresh adapter, or one that recorded none.
+    """
+    import deltaw as dw
+
+    if config.adapter.start is None:
+        return None
+    found = dw.Adapter.open(Path(config.adapter.start).expanduser()).metadata.get(LABELS)
+    return None if found is None else [str(name) for name in json.loads(found)]
 
 
 class PermutedPairs:

@@ -162,7 +162,8 @@ def memory_plan(
         LoRA and full fine-tuning side by side.
     """
     shape = _shape(model)
-    numbers = sum(parameter.numel() for parameter in model.parameters())
+    # An adapter that the model already wears is not part of the base.
+    numbers = sum(parameter.numel() for name, parameter in model.named_parameters() if ".lora." not in name)
     e = workload.dtype.itemsize
     logits = _logit_bytes(model, shape, workload)
     lora = MemoryPlan(
@@ -245,7 +246,7 @@ def _logit_bytes(model: nn.Module, shape: _Shape, load: Workload) -> int:
 
 def _shape(model: nn.Module) -> _Shape:
     config: Any = model.config
-    modules = dict(model.named_modules())
+    modules = {path: m for path, m in model.named_modules() if ".lora" not in path}
     block = [m for path, m in modules.items() if _block(path) == 0]
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     norms = [m for m in block if "Norm" in type(m).__name__ and getattr(m, "weight", None) is not None]

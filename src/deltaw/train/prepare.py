@@ -67,7 +67,7 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
     _tell_data(callback, config, source, material, tokenizer)
     loaded = _load(config, source.task, tokenizer, material.labels)
     check_vocabulary(material.train, loaded.model.get_input_embeddings().num_embeddings, config.data.path)  # type: ignore[operator]
-    wearing, facts = _wear(config, choices, loaded, material, positions)
+    wearing, facts = _wear(config, choices, loaded, material, positions, source.task)
     imprint(loaded.model, NAME, labels=material.labels, form=_form(config, source))
     job, total = _job(config, choices, loaded, source.task, material, wearing, tokenizer, facts)
     lines = [*loaded.notes, *material.notes, *wearing.notes]
@@ -133,7 +133,7 @@ def _describe(config: TrainConfig, loaded: Loaded) -> list[str]:
 
 
 def _wear(
-    config: TrainConfig, choices: Choices, loaded: Loaded, material: Material, positions: int | None
+    config: TrainConfig, choices: Choices, loaded: Loaded, material: Material, positions: int | None, task: str
 ) -> tuple[Wearing, Facts]:
     """Settle the rank and put the adapter on."""
     text: Any = loaded.model.config.get_text_config()  # type: ignore[operator,union-attr]
@@ -147,7 +147,7 @@ def _wear(
         per_rank=parameters_per_rank(loaded.model, config) if fresh else 0,
     )
     rank = defaults.choose_rank(choices, config, facts) if fresh else 0
-    defaults.add_fixed(choices, config, adapter=fresh)
+    defaults.add_fixed(choices, config, adapter=fresh, task=task)
     return wear(loaded.model, config, rank, loaded.heads), facts
 
 

@@ -19,6 +19,8 @@ __all__ = ["Probe", "peak_memory", "probe"]
 
 # A first pass pays for allocation and compilation; where it was quick enough, a second one is timed instead.
 QUICK_SECONDS = 3.0
+# A validation is a forward pass; with frozen weights the backward costs about as much again, with trained ones twice.
+FORWARD_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class Probe:
         width: its padded length in tokens.
         seconds: forward and backward.
         peak_bytes: highest memory use so far: of the device, or of this process on the CPU.
-        estimate: expected seconds of all steps, validations left out.
+        estimate: expected seconds of all steps and validations.
     """
 
     rows: int
@@ -43,7 +45,7 @@ class Probe:
         rate = self.rows * self.width / self.seconds if self.seconds else 0.0
         return (
             f"{self.rows} x {self.width} tokens forward and backward in {self.seconds:.2f} s ({rate:,.0f} tokens/s), "
-            f"peak memory {self.peak_bytes / 2**20:,.0f} MiB; all steps take about {duration(self.estimate)}"
+            f"peak memory {self.peak_bytes / 2**20:,.0f} MiB; steps and validations take about {duration(self.estimate)}"
         )
 
 
@@ -114,7 +116,7 @@ def probe(job: Job) -> Probe:
     per_token = seconds / batch.input_ids.numel()
     return Probe(
         rows=len(rows), width=batch.input_ids.shape[1], seconds=seconds, peak_bytes=peak_memory(job.device),
-        estimate=per_token * padded_tokens(job),
+        estimate=per_token * (padded_tokens(job) + FORWARD_SHARE * validation_tokens(job)),
     )  # fmt: skip
 
 
@@ -142,6 +144,21 @@ def padded_tokens(job: Job) -> float:
     lengths = job.plan.lengths
     tokens = sum(len(rows) * max(lengths[row] for row in rows) for window in windows for rows in window)
     return tokens * job.total / len(windows)
+
+
+def validation_tokens(job: Job) -> int:
+    """Count the tokens of all validations: before, during and after.
+
+    Args:
+        job: the run.
+
+    Returns:
+        Tokens, padding left out.
+    """
+    if job.valid is None:
+        return 0
+    once = sum(int(job.valid.lengths[row]) for rows in job.valid_batches for row in rows)
+    return once * (2 + (job.total // job.eval_every if job.eval_every else 0))
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -25,6 +25,7 @@ class RunReport:
         total: steps that were planned.
         interrupted: whether the run was stopped from outside; it can be resumed.
         early: whether validation stopped improving.
+        dry: whether everything ended before step 1.
         state: the state saved last.
         before: validation before step 1.
         after: validation of what was saved.
@@ -49,6 +50,7 @@ class RunReport:
     total: int
     interrupted: bool = False
     early: bool = False
+    dry: bool = False
     state: Path | None = None
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
@@ -67,6 +69,8 @@ class RunReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if self.dry:
+            return f"dry run: {self.total} steps planned, nothing was written; drop --dry-run to train"
         lines = [f"{'interrupted' if self.interrupted else 'finished'} after {self.steps} of {self.total} steps"]
         if self.early:
             lines[0] += ": validation stopped improving"

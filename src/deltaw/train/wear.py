@@ -28,13 +28,13 @@ class Wearing:
 
     Args:
         parameters: exactly the trainable ones, by name.
-        sites: adapted modules; 0 in full fine-tuning.
+        sites: path of each adapted module -> its rank; empty in full fine-tuning.
         summary: one line.
         notes: lines the user should see.
     """
 
     parameters: tuple[tuple[str, Parameter], ...]
-    sites: int
+    sites: dict[str, int]
     summary: str
     notes: tuple[str, ...] = ()
 
@@ -106,7 +106,7 @@ def wear(model: nn.Module, config: TrainConfig, rank: int, heads: Sequence[str] 
     if config.adapter.method == "full":
         model.requires_grad_(True)
         trained = tuple(model.named_parameters())
-        return Wearing(parameters=trained, sites=0, summary=f"full fine-tuning: {_count(trained)} parameters")
+        return Wearing(parameters=trained, sites={}, summary=f"full fine-tuning: {_count(trained)} parameters")
     if config.adapter.start is not None:
         loaded: Any = dw.load(model, Path(config.adapter.start).expanduser(), name=NAME, trainable=True)
         trained = tuple(dw.trainable(model))
@@ -121,17 +121,21 @@ def wear(model: nn.Module, config: TrainConfig, rank: int, heads: Sequence[str] 
         summary = "nothing is trained (rank 0): the base itself, as a control"
     else:
         summary = f"LoRA on {len(report.sites)} modules: {_count(trained)} parameters"
-    return Wearing(parameters=trained, sites=len(report.sites), summary=summary, notes=tuple(report.notes))
+    return Wearing(parameters=trained, sites=_sites(model), summary=summary, notes=tuple(report.notes))
 
 
 def _count(parameters: Sequence[tuple[str, Parameter]]) -> str:
     return f"{sum(parameter.numel() for _, parameter in parameters):,}"
 
 
-def _sites(model: nn.Module) -> int:
-    """Modules that wear a low-rank update."""
-    paths = {name.split(".lora.")[0] for name, _ in model.named_parameters() if name.endswith(".lora_A")}
-    return len(paths)
+def _sites(model: nn.Module) -> dict[str, int]:
+    """Modules that wear a low-rank update, and the sum of their ranks."""
+    ranks: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        if name.endswith(".lora_A"):
+            path = name.partition(".lora.")[0]
+            ranks[path] = ranks.get(path, 0) + parameter.shape[0]
+    return ranks
 
 
 def check_gradients(model: nn.Module, method: str) -> None:

@@ -1,0 +1,70 @@
+"""What the run will cost: memory by part from shapes, then one real batch, the heaviest, to see that it fits."""
+
+from __future__ import annotations
+
+from deltaw.reports import size
+from deltaw.train.batches import longest_batch
+from deltaw.train.job import Job
+from deltaw.train.memory import Workload, memory_plan
+from deltaw.train.prepare import Ready
+from deltaw.train.probe import probe
+from deltaw.train.state import PREFIX
+
+__all__ = ["outlook"]
+
+
+def outlook(ready: Ready) -> str:
+    """Work out the plan of a run, and try it.
+
+    Args:
+        ready: the run; left exactly as it was.
+
+    Returns:
+        Lines for the user.
+    """
+    job = ready.job
+    # The short way through the head is checked on the shortest example: it is one forward more.
+    shortest = min(range(len(job.plan.lengths)), key=lambda index: job.plan.lengths[index])
+    job.losses.verify(job.batch([shortest]).to(job.device))
+    per_epoch = job.plan.steps(1)
+    lines = [f"{job.total:,} steps, {per_epoch:,} per epoch; {job.losses.note}", _memory(ready)]
+    if job.save_every:
+        lines.append(f"a state to resume from every {job.save_every} steps: {job.output}/{PREFIX}N")
+    if job.config.run.probe and job.total:
+        lines.append(f"longest batch tried: {probe(job)}")
+    return "\n".join(lines)
+
+
+def _memory(ready: Ready) -> str:
+    """Memory of the heaviest batch, by part."""
+    job = ready.job
+    batch = job.batch(longest_batch(job.plan))
+    rows, width = batch.input_ids.shape
+    load = Workload(
+        batch=rows,
+        length=width,
+        dtype=next(job.model.parameters()).dtype,
+        checkpointing=job.config.model.gradient_checkpointing,
+        fused_attention=_fused(job),
+        loss_tokens=batch.trained if job.task == "causal" else None,
+    )
+    extra = {name.partition(".lora.")[0] for name, _ in job.parameters if ".module." in name}
+    try:
+        found = memory_plan(
+            job.model,
+            sites=ready.wearing.sites,
+            trained=sum(parameter.numel() for _, parameter in job.parameters),
+            extra=tuple(extra),
+            workload=load,
+        )
+    except (AttributeError, TypeError, ZeroDivisionError):
+        return "memory by part: not known for this architecture; the trial of the longest batch measures it"
+    plan = found.full if job.config.adapter.method == "full" else found.lora
+    parts = ("weights", "adapter", "gradients", "optimizer", "activations", "logits")
+    shown = ", ".join(f"{part} {size(getattr(plan, part))}" for part in parts if getattr(plan, part))
+    return f"memory of the longest batch ({rows} x {width} tokens), estimated: {shown}; together {size(plan.total)}"
+
+
+def _fused(job: Job) -> bool:
+    """Whether attention avoids the (length, length) matrix."""
+    return getattr(job.model.config, "_attn_implementation", "sdpa") != "eager"
