@@ -214,7 +214,8 @@ class Adapter:
         """
         lora_A, lora_B = (factor.to(torch.float64) for factor in self.factors(path))
         core = torch.linalg.qr(lora_B, mode="r").R @ torch.linalg.qr(lora_A.t(), mode="r").R.t()
-        return torch.linalg.svdvals(core) * abs(self.scaling(path))
+        values: Tensor = torch.linalg.svdvals(core)
+        return values * abs(self.scaling(path))
 
     def norms(self) -> dict[str, Norms]:
         """Size of every module's update.

@@ -396,7 +396,7 @@ def draws(model: nn.Module) -> dict[str, int]:
     record = record_of(model, "read the dropout state")
     record.require_unmerged("read the dropout state")
     return {
-        f"{path}.{name}": entry.draws
+        f"{path}.{name}": entry.draws  # type: ignore[misc]
         for name in record.adapters
         for path, entry in _entries(record, name)
         if hasattr(entry, "draws")
@@ -427,4 +427,4 @@ def set_draws(model: nn.Module, state: Mapping[str, int]) -> None:
     for name in record.adapters:
         for path, entry in _entries(record, name):
             if hasattr(entry, "draws"):
-                entry.draws = state[f"{path}.{name}"]
+                entry.draws = state[f"{path}.{name}"]  # type: ignore[assignment]

@@ -87,7 +87,7 @@ class LoRAConfig:
         object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
         if self.layers is not None and not isinstance(self.layers, str):
             object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, int) else tuple(self.layers))
-            if not all(isinstance(index, int) and not isinstance(index, bool) for index in self.layers):  # type: ignore[union-attr]
+            if not all(isinstance(index, int) and not isinstance(index, bool) for index in self.layers):
                 raise ConfigError(
                     "a block index is a whole number",
                     where="LoRAConfig.layers",

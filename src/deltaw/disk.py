@@ -35,7 +35,7 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         b'{"_'
     """
     plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
-    raw = safetensors.torch.save(plain, dict(metadata))
+    raw: bytes = safetensors.torch.save(plain, dict(metadata))
     (length,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + length])
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

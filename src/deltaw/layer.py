@@ -67,11 +67,12 @@ def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, arg
             expected="a tensor",
             hint="exclude this module.",
         )
+    entry: Any
     for entry, weight in worn:
         if kind is not None and hasattr(entry, "parts"):
             out = _low_rank(module, kind, out, x, entry, weight)
         if entry.bias is not None:
-            out = add_bias(module, out, entry.bias)  # type: ignore[arg-type]
+            out = add_bias(module, out, entry.bias)
     return kind.bounded(module, out) if kind is not None and kind.bounded is not None else out
 
 
@@ -99,8 +100,8 @@ def lora_class(base: type[nn.Module], kind: Kind | None) -> type[nn.Module]:
 
         def reduce_ex(self: nn.Module, protocol: int) -> tuple[Any, ...]:
             # the class is made at run time, so a pickle names its base and makes it again
-            _, _, *rest = object.__reduce_ex__(self, max(int(protocol), 2))
-            return (_rebuild, (base, name), *rest)
+            reduced: Any = object.__reduce_ex__(self, max(int(protocol), 2))
+            return (_rebuild, (base, name), *reduced[2:])
 
         members = {"forward": forward, "__reduce_ex__": reduce_ex, _BASE: base, "__module__": base.__module__}
         members["__doc__"] = f"{base.__name__} with low-rank adapters."

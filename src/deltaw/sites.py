@@ -109,8 +109,8 @@ class Plan:
         """Number of values the adapter would hold: factors, biases and full copies."""
         factors = sum(site.parameters for site in self.sites)
         copies = sum(p.numel() for _, module in self.copies for p in module.parameters())
-        biases = sum(module.bias.numel() for _, module in self.biases)  # type: ignore[operator]
-        return factors + copies + int(biases)
+        biases = [module._parameters["bias"] for _, module in self.biases]
+        return factors + copies + sum(bias.numel() for bias in biases if bias is not None)
 
     def __str__(self) -> str:
         """A table of the sites, grouped by the last part of their paths."""
@@ -125,12 +125,12 @@ class Plan:
                 leaf,
                 kind,
                 f"{n_in} -> {n_out}",
-                "+".join(map(str, ranks)),
+                "+".join(str(part.rank) for part in sites[0].parts),
                 f"{scaling:g}",
                 len(sites),
                 sum(s.parameters for s in sites),
             )
-            for (leaf, kind, n_in, n_out, ranks, scaling), sites in groups.items()
+            for (leaf, kind, n_in, n_out, _, scaling), sites in groups.items()
         ]
         text = table(("module", "kind", "size", "rank", "scaling", "count", "parameters"), rows)
         lines = [text] if rows else ["no low-rank site"]

@@ -40,7 +40,7 @@ def storage_key(tensor: Tensor) -> tuple[int, ...]:
     if type(tensor) not in (Tensor, nn.Parameter):
         return (id(tensor),)
     # an offset tells apart the views of a flat buffer, which are neighbors and not twins
-    return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.numel())
+    return (tensor.untyped_storage()._cdata, int(tensor.storage_offset()), tensor.numel())
 
 
 def users_of_weights(modules: Iterable[tuple[str, nn.Module]]) -> dict[tuple[int, ...], list[User]]:

@@ -83,7 +83,7 @@ class Factors(nn.Module):
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Factors:
         """Leaving the meta device yields memory without content: fill it as ``attach`` would have."""
         meta = self.lora_A.is_meta
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if meta and not self.lora_A.is_meta:
             self.reset()
         return self
@@ -98,7 +98,7 @@ class _Drop(torch.autograd.Function):
         return drop(x, probability, seed)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         ctx.site.open = 0
         return drop(grad, ctx.probability, ctx.seed), None, None, None
@@ -320,7 +320,7 @@ class Adapters(nn.Module):
         self.record = record
         self.path = path
         self.loaded: tuple[str, bool] = ("", False)
-        self.register_load_state_dict_post_hook(_forgive)
+        self.register_load_state_dict_post_hook(_forgive)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Note whether the checkpoint speaks of adapters at all; the hook below needs to know.
