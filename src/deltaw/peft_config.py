@@ -100,7 +100,7 @@ def _check_values(raw: dict[str, Any], where: str) -> None:
             raise _bad(
                 where, key, found, "a list of names" + (" or a string" if key != "modules_to_save" else ""), hint
             )
-        if text and not _is_regex(found):
+        if text and not _is_regex(str(found)):
             raise _bad(where, key, found, "a regular expression", hint)
     layers = raw.get("layers_to_transform")
     indices = layers if isinstance(layers, list) else [0 if layers is None else layers]
