@@ -177,6 +177,26 @@ def test_prompts_are_written_as_the_adapter_was_trained(
     assert after["form"] == used and after["outputs"][0]["base"] == trained["outputs"][0]["adapter"]
 
 
+def test_eval_writes_rows_as_the_adapter_was_trained(place: Path, run: Run, tmp_path: Path) -> None:
+    adapter = trained_on("prompt_completion", place, tmp_path / "adapter", joiner=" => ")
+    words = ("eval", "--data", place / "rows.jsonl", "--cache-dir", tmp_path, "--json", "--adapter")
+    recorded = run(*words, adapter)["adapter"]["loss"]
+    assert recorded == run(*words, place / "adapter", "--joiner", " => ")["adapter"]["loss"]
+    assert recorded != run(*words, adapter, "--joiner", " -> ")["adapter"]["loss"]
+
+
+def test_chat_with_an_adapter_of_single_prompts(
+    place: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = trained_on("prompt_completion", place, tmp_path / "adapter")
+    single = run("generate", "--adapter", adapter, "-p", "the fox", "--max-tokens", 6, "--json")
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\nthe fox\n"))
+    turns = run("chat", "--adapter", adapter, "--max-tokens", 6, "--json")["turns"]
+    assert turns[-1]["content"] == single["outputs"][0]["adapter"].strip()
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "single prompts" in run("chat", "--adapter", adapter)
+
+
 def test_training_notes_the_form_and_the_labels(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(base_dir(tmp_path / "base"))
     imprint(model, "default", labels=["a"])

@@ -11,7 +11,7 @@ import click
 
 from deltaw.cli._common import Output, common_options
 from deltaw.cli._models import model_options, open_causal, take_model
-from deltaw.cli._prompts import conversation_ids
+from deltaw.cli._prompts import conversation_ids, form_used, prompt_to_ids
 from deltaw.cli._sampling import Sampling, complete, room_for, sampling_options, take_sampling
 from deltaw.errors import DataError, nearest
 
@@ -30,6 +30,7 @@ COMMANDS = {
 }
 
 PLAIN_FORM = "the model has no chat template: turns stand under the headings '### User:' and '### Assistant:'"
+SINGLE_FORM = "the adapter was trained on single prompts: every line is answered as one, without what came before"
 STOPS = ("\n### User:", "\n### System:", "\n### Assistant:")
 
 
@@ -51,7 +52,7 @@ def command(*, system: str | None, quiet: bool, as_json: bool, **rest: Any) -> N
     out.say(*([opened.report] if opened.report is not None else []))
     out.say(f"{opened.source}{' with ' + opened.adapter if opened.adapter else ''}; /help lists the commands")
     if not opened.tokenizer.chat_template:
-        out.say(PLAIN_FORM)
+        out.say(SINGLE_FORM if talk.single else PLAIN_FORM)
     while (line := _read(out)) is not None:
         if not talk.take(line):
             break
@@ -123,7 +124,7 @@ class Conversation:
         side = "base" if self.base or self.opened.adapter is None else "adapter"
         write = _write if self.out.talks else None
         try:
-            ids = conversation_ids(self.opened, self._messages())
+            ids = self._ids()
             room_for(self.opened.model, len(ids))
             if write:
                 write(f"[{side}] ")
@@ -141,8 +142,18 @@ class Conversation:
         first = [{"role": "system", "content": self.system}] if self.system else []
         return first + [{"role": turn["role"], "content": turn["content"]} for turn in self.turns]
 
+    @property
+    def single(self) -> bool:
+        """Whether each line stands alone: the adapter was trained on single prompts, without a chat template."""
+        return not self.opened.tokenizer.chat_template and form_used(self.opened, "auto") == "prompt"
+
+    def _ids(self) -> list[int]:
+        if self.single:
+            return prompt_to_ids(self.opened, "prompt", self.turns[-1]["content"])
+        return conversation_ids(self.opened, self._messages())
+
     def _sampling(self) -> Sampling:
-        if self.opened.tokenizer.chat_template:
+        if self.opened.tokenizer.chat_template or self.single:
             return self.sampling
         return replace(self.sampling, stop=(*self.sampling.stop, *STOPS))
 

@@ -46,9 +46,10 @@ def command(
     target = None if rows_file is None else _new_file(rows_file)
     hush()
     choice = take_model(flags)
-    data = DataConfig(**take_fields(DataConfig, "data", flags))
+    given = take_fields(DataConfig, "data", flags)
+    data = DataConfig(**given)
     rows, kind = _read(data, task)
-    opened, examples = _prepare(choice, data, rows, kind)
+    opened, examples = _prepare(choice, data, given, rows, kind)
     out.say(*([opened.report] if opened.report is not None else []))
     out.say(examples.report)
     scores = _scores(opened, examples, batch_tokens)
@@ -80,8 +81,10 @@ def _read(data: DataConfig, task: str | None) -> tuple[Rows, Format]:
     return rows, detect(rows, format=data.format, columns=data.columns, task=task)
 
 
-def _prepare(choice: ModelChoice, data: DataConfig, rows: Rows, kind: Format) -> tuple[Opened, Dataset]:
-    """Open the model for the rows' task, and tokenize the rows with the model's labels."""
+def _prepare(
+    choice: ModelChoice, data: DataConfig, given: dict[str, Any], rows: Rows, kind: Format
+) -> tuple[Opened, Dataset]:
+    """Open the model for the rows' task; tokenize the rows with its labels, written as its adapter was trained."""
     from deltaw.ship.opening import open_model
     from deltaw.train.data import Options, build, context_length
 
@@ -96,7 +99,10 @@ def _prepare(choice: ModelChoice, data: DataConfig, rows: Rows, kind: Format) ->
         )
     length = data.max_length or context_length(opened.source, opened.tokenizer)[0]
     names = [field.name for field in dataclasses.fields(Options) if field.name != "max_length"]
-    options = {name: getattr(data, name) for name in names}
+    recorded = {} if opened.form is None else opened.form.settings()
+    options = {
+        name: getattr(data, name) if name in given else recorded.get(name, getattr(data, name)) for name in names
+    }
     labels = _class_names(opened, rows, kind) if kind.task == "classification" else None
     examples = build(
         rows, kind, opened.tokenizer, max_length=length, labels=labels, cache_dir=data.cache_dir, **options
