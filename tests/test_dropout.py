@@ -136,3 +136,71 @@ def test_sliced_sites_share_one_mask_per_forward() -> None:
     builders.randomize(model)
     model(builders.ids())
     assert set(dw.draws(model).values()) == {1}
+
+
+class _Block(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.fc(x))
+
+
+def _gradients(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [p.grad.clone() for _, p in dw.trainable(model) if p.grad is not None]
+
+
+def _stacked(seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(_Block(), _Block())
+    dw.attach(model, dw.LoRAConfig(rank=2, dropout=0.5, seed=1))
+    with torch.no_grad():
+        for _, p in dw.trainable(model):
+            p.copy_(torch.randn(p.shape))
+    return model.train()
+
+
+def test_forwards_without_gradients_do_not_disturb_a_checkpointed_step() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    grads = []
+    for use in (False, True):
+        model = _stacked(3)
+        with torch.no_grad():
+            for _ in range(3):
+                model(x)
+        h = x
+        for block in model:
+            h = checkpoint(block, h, use_reentrant=False) if use else block(h)
+        h.sum().backward()
+        grads.append(_gradients(model))
+    assert grads[0] and all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_a_checkpointed_forward_repeats_its_own_mask_after_another_ones_backward() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    grads = []
+    for use in (False, True):
+        model = _stacked(3)
+        h = x
+        for block in model:
+            h = checkpoint(block, h, use_reentrant=False) if use else block(h)
+        other = model(x)
+        other.sum().backward()
+        h.sum().backward()
+        grads.append(_gradients(model))
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_a_graph_that_is_thrown_away_is_no_longer_open() -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    model, x = _stacked(3), torch.randn(5, 6)
+    model(x)
+    h = checkpoint(model, x, use_reentrant=False)
+    h.sum().backward()
+    assert not any(site.open for site in model.modules() if hasattr(site, "open"))

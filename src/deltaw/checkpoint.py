@@ -102,6 +102,14 @@ def save(model: nn.Module, directory: str | Path, name: str = "default") -> Save
     record.require_in_place(root, "save")
     record.resolve(name)
     adapter, notes = export(root, record, name)
+    if not adapter.tensors:
+        raise CheckpointError(
+            "there is nothing to save",
+            where=f"adapter {name!r}",
+            got="rank 0 everywhere, no bias and no full copy",
+            expected="at least one tensor",
+            hint="attach with a rank of at least 1; a rank-0 adapter is the base itself.",
+        )
     broken = [key for key, tensor in adapter.tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise CheckpointError(

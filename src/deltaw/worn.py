@@ -89,26 +89,45 @@ class Factors(nn.Module):
         return self
 
 
+class _Open:
+    """A forward whose backward is still to come; it ends with the backward, or when its graph is thrown away."""
+
+    def __init__(self, among: set[int], draw: int) -> None:
+        self.among, self.draw = among, draw
+        among.add(draw)
+
+    def close(self) -> None:
+        """Count it no longer."""
+        self.among.discard(self.draw)
+
+    __del__ = close
+
+
 class _Drop(torch.autograd.Function):
     """Inverted dropout that draws its mask again in the backward instead of keeping it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, probability: float, seed: int, site: _Dropping) -> Tensor:
-        ctx.probability, ctx.seed, ctx.site = probability, seed, site
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor | None, probability: float, seed: int, here: _Open | None
+    ) -> Tensor:
+        ctx.probability, ctx.seed, ctx.here = probability, seed, here
         return drop(x, probability, seed)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        ctx.site.open = 0
-        return drop(grad, ctx.probability, ctx.seed), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        if ctx.here is not None:
+            ctx.here.close()
+        wanted = ctx.needs_input_grad[0]
+        return drop(grad, ctx.probability, ctx.seed) if wanted else None, None, None, None, None
 
 
-class _Dropping:
+class _Dropping(nn.Module):
     """Dropout on the term's input, shared by whole and sliced sites."""
 
-    training: bool
     draws: int
+    open: set[int]
+    loose: list[int]
 
     def start(self, config: LoRAConfig, droppable: bool, seed: int, path: str) -> None:
         """Set the dropout's state.
@@ -121,7 +140,7 @@ class _Dropping:
         """
         self.dropout = config.dropout if droppable else 0.0
         self.drop_seed = seed_for(seed, path, "dropout")
-        self.draws = self.open = 0
+        self.draws, self.open, self.loose = 0, set(), []
         self.bias: nn.Parameter | None = None
 
     def dropped(self, x: Tensor) -> Tensor:
@@ -141,22 +160,39 @@ class _Dropping:
         """
         if not (self.training and self.dropout):
             return x
-        if torch._C._current_graph_task_id() == -1:
-            self.draws += 1
-            self.open += 1
-        elif self.open > 1:
+        # the anchor makes the backward come by even where x needs no gradient, as in a first block
+        anchor = next((p for p in self.parameters() if p.requires_grad), None)
+        here: _Open | None = None
+        if torch._C._current_graph_task_id() != -1:
+            draw = self._recomputed()
+        else:
+            self.draws = draw = self.draws + 1
+            if torch.is_grad_enabled() and anchor is not None:
+                here = _Open(self.open, draw)
+            else:
+                self.loose = [*self.loose[-1:], draw]
+        seed = seed_for(self.drop_seed, str(draw))
+        out: Tensor = _Drop.apply(x, anchor, self.dropout, seed, here)  # type: ignore[no-untyped-call]
+        return out
+
+    def _recomputed(self) -> int:
+        """The draw that a forward inside a backward repeats: the only one that is open.
+
+        Reentrant checkpointing runs its first forward without gradients; such a forward is loose instead.
+        """
+        candidates = self.open or self.loose
+        if len(candidates) != 1:
             raise StateError(
-                "adapter dropout cannot be recomputed: several forwards are open before one backward",
+                "adapter dropout cannot be recomputed: it is not clear which forward is meant",
                 where=f"a layer with dropout={self.dropout} under activation checkpointing",
-                got=f"{self.open} forwards",
+                got=f"{len(candidates)} open forwards",
                 expected="one forward, then its backward",
                 hint="run backward after each forward, or set dropout=0 or turn checkpointing off.",
             )
-        else:
-            # a first block's input may need no gradient, and then no backward comes by to close its forward
-            self.open = 0
-        out: Tensor = _Drop.apply(x, self.dropout, seed_for(self.drop_seed, str(self.draws)), self)  # type: ignore[no-untyped-call]
-        return out
+        if not self.open:
+            self.loose = []
+            return candidates[0]  # type: ignore[index]
+        return next(iter(self.open))
 
 
 class WholeLoRA(_Dropping, Factors):
@@ -171,7 +207,7 @@ class WholeLoRA(_Dropping, Factors):
         yield self.part, self.lora_A, self.lora_B, self.rows
 
 
-class SlicedLoRA(_Dropping, nn.Module):
+class SlicedLoRA(_Dropping):
     """One adapter at one fused projection: a child with ``lora_A`` and ``lora_B`` for each slice."""
 
     def parts(self) -> Iterator[tuple[Part, Tensor, Tensor, Tensor | None]]:
