@@ -9,7 +9,6 @@ import argparse
 import datetime
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -22,7 +21,16 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 RUNS, WARM_UPS = 7, 2
 HERE = Path(__file__).parent
-CORE = "import torch, deltaw.attach, deltaw.merge, deltaw.checkpoint, deltaw.check"
+IMPORTS = """
+import time
+start = time.process_time()
+import deltaw
+own = time.process_time()
+import torch
+torch_done = time.process_time()
+import deltaw.attach, deltaw.merge, deltaw.checkpoint, deltaw.check
+print(own - start, torch_done - own, time.process_time() - torch_done)
+"""
 LAYERS = 32
 """Times seven linears: the shape of Llama 2 7B."""
 
@@ -38,13 +46,22 @@ def alternating(measures: dict[str, Callable[[], float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in taken.items()}
 
 
-def child(command: list[str], cpu: bool) -> float:
-    """CPU time or wall time of a command, in seconds."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
-    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime if cpu else wall
+def child(command: list[str]) -> tuple[float, str]:
+    """Wall time and output of a command."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    return time.perf_counter() - start, done.stdout
+
+
+def imports() -> tuple[float, float, float]:
+    """CPU seconds of `import deltaw`, then torch, then all of deltaw's core, in fresh processes."""
+    taken = [
+        [float(value) for value in child([sys.executable, "-c", IMPORTS])[1].split()] for _ in range(RUNS + WARM_UPS)
+    ]
+    own, torch, core = (statistics.median(column) for column in zip(*taken[WARM_UPS:], strict=True))
+    return own, torch, core
 
 
 def meta_7b() -> Any:
@@ -117,16 +134,6 @@ def main() -> None:
     if options.profile:
         profile()
         return
-    python = sys.executable
-    imports = alternating(
-        {
-            "import torch": lambda: child([python, "-c", "import torch"], cpu=True),
-            "import torch and all of deltaw's core": lambda: child([python, "-c", CORE], cpu=True),
-            "import deltaw": lambda: child([python, "-c", "import deltaw"], cpu=True),
-        }
-    )
-    command = [str(Path(python).parent / "deltaw"), "--help"]
-    help_wall = alternating({"help": lambda: child(command, cpu=False)})["help"]
     import torch
 
     torch.set_num_threads(1)
@@ -138,10 +145,13 @@ def main() -> None:
             "theirs, wall": lambda: theirs(time.perf_counter),
         }
     )
-    added = imports["import torch and all of deltaw's core"] - imports["import torch"]
+    own, import_torch, core = imports()
+    command = [str(Path(sys.executable).parent / "deltaw"), "--help"]
+    help_wall = alternating({"help": lambda: child(command)[0]})["help"]
     rows = [
-        *((name, "CPU", value, "") for name, value in imports.items()),
-        ("added by deltaw's core to import torch", "CPU", added, "0.1"),
+        ("import torch", "CPU", import_torch, ""),
+        ("import deltaw", "CPU", own, "0.1"),
+        ("all of deltaw's core after torch", "CPU", core, "0.1"),
         ("deltaw --help, warm", "wall", help_wall, "0.3"),
         ("plan, tie scan, attach, report: 224 linears of a 7B meta model", "CPU", attach["ours"], "0.15"),
         ("the same", "wall", attach["ours, wall"], "0.15"),
