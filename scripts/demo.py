@@ -26,8 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 BASE, DATA, OUT = "demo/base", "demo/data", "out"
 TRAIN = (
-    f"deltaw train --model {BASE} --data {DATA}/train.jsonl --valid {DATA}/valid.jsonl "
-    "--rank 8 --lr 5e-3 --batch-size 16 --epochs 3"
+    f"deltaw train --model {BASE} --data {DATA}/train.jsonl --valid {DATA}/valid.jsonl --rank 8 --epochs 1 --threads 1"
 )
 MERGE = f"deltaw merge --model {BASE} --adapter {OUT}/demo --output {OUT}/demo-merged"
 SHOWN, CHECKED = 5, 40
@@ -120,6 +119,8 @@ def answers(model: Any, tokenizer: Any, prompts: list[str]) -> Outputs:
     """
     import torch
 
+    # Matrices this small gain nothing from a second thread, and lose much where the cores are shared.
+    torch.set_num_threads(1)
     tokenizer.padding_side = "left"
     batch = tokenizer([prompt + "\n" for prompt in prompts], return_tensors="pt", padding=True)
     batch.pop("token_type_ids", None)
@@ -141,9 +142,11 @@ def before_and_after(prompts: list[str]) -> tuple[Outputs, Outputs]:
         The base's outputs and the adapted model's.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
     import deltaw as dw
 
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(ROOT / BASE)
     model = AutoModelForCausalLM.from_pretrained(ROOT / BASE).eval()
     print(f"\n{dw.load(model, ROOT / OUT / 'demo')}")
