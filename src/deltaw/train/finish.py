@@ -69,11 +69,14 @@ def finish(ready: Ready, memory: Memory, outcome: Outcome, notes: tuple[str, ...
     """
     job = ready.job
     last: dict[str, float] = {}
+    # Every run ends with a validation: what it measured need not be measured again, unless an earlier step is saved.
+    after = memory.latest or _measure(job)
     if memory.best and memory.best_step != memory.step:
-        last = _measure(job)
+        last = after
         with torch.no_grad():
             for name, parameter in job.parameters:
                 parameter.copy_(memory.best[name])
+        after = _measure(job)
     report = RunReport(
         output=job.output,
         method=job.config.adapter.method,
@@ -82,7 +85,7 @@ def finish(ready: Ready, memory: Memory, outcome: Outcome, notes: tuple[str, ...
         early=outcome.early,
         state=outcome.state,
         before=memory.before.get("metrics", {}),
-        after=_measure(job),
+        after=after,
         last=last,
         best_step=memory.best_step,
         sample_before=Sample(**memory.before["sample"]) if memory.before.get("sample") else None,

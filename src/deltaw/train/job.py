@@ -22,8 +22,8 @@ class Examples(Protocol):
     """What the loop needs of a dataset; see ``deltaw.train.data``."""
 
     @property
-    def lengths(self) -> Sequence[int]:
-        """Tokens of each example."""
+    def lengths(self) -> Any:
+        """Tokens of each example: a list or an array."""
 
     def __len__(self) -> int:
         """Count the examples."""

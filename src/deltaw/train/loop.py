@@ -164,7 +164,7 @@ class Loop:
     def _validate(self) -> None:
         job, memory, begin = self.job, self.memory, time.perf_counter()
         assert job.valid is not None
-        metrics = evaluate(job, job.valid, job.valid_batches)
+        metrics = memory.latest = evaluate(job, job.valid, job.valid_batches)
         best = memory.best_loss is None or metrics["loss"] < memory.best_loss
         if best:
             memory.best_step, memory.best_loss, memory.stale = memory.step, metrics["loss"], 0

@@ -23,6 +23,8 @@ from deltaw.train.wear import NAME, Wearing, parameters_per_rank, wear
 
 __all__ = ["Ready", "prepare"]
 
+EXAMPLE_LENGTH = 3000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
@@ -105,7 +107,11 @@ def _tell_data(callback: Callback, config: TrainConfig, source: Source, material
     callback.on_section("data", f"{material.train.report}\n{material.reason}")
     example = material.train[0]
     if source.task == "causal":
-        callback.on_section("example (trained tokens between [[ and ]])", show(example, tokenizer))
+        text = show(example, tokenizer)
+        if len(text) > EXAMPLE_LENGTH:
+            half = EXAMPLE_LENGTH // 2
+            text = text[:half].append("\n(the middle of this example is not shown)\n", "dim").append(text[-half:])
+        callback.on_section("example (trained tokens between [[ and ]])", text)
         return
     label = material.labels[int(example.label)] if material.labels else f"{example.label:g}"
     callback.on_section("example", f"{tokenizer.decode(example.ids)}\nlabel: {label}")

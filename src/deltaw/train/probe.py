@@ -43,9 +43,10 @@ class Probe:
 
     def __str__(self) -> str:
         rate = self.rows * self.width / self.seconds if self.seconds else 0.0
+        peak = f"peak memory {self.peak_bytes / 2**20:,.0f} MiB"
         return (
             f"{self.rows} x {self.width} tokens forward and backward in {self.seconds:.2f} s ({rate:,.0f} tokens/s), "
-            f"peak memory {self.peak_bytes / 2**20:,.0f} MiB; steps and validations take about {duration(self.estimate)}"
+            f"{peak}; steps and validations take about {duration(self.estimate)}"
         )
 
 

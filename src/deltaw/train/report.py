@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.train.probe import duration
-from deltaw.train.sample import Sample
+from deltaw.train.sample import Sample, quoted
 
 __all__ = ["RunReport", "metrics_line", "shell"]
 
@@ -76,8 +76,9 @@ class RunReport:
             lines[0] += ": validation stopped improving"
         lines += self._numbers()
         if self.sample_before is not None and self.sample_after is not None:
-            lines += ["", f"prompt:   {self.sample_after.prompt!r}", f"expected: {self.sample_after.expected!r}"]
-            lines += [f"before:   {self.sample_before.answer!r}", f"after:    {self.sample_after.answer!r}"]
+            first, second = self.sample_before, self.sample_after
+            lines += ["", f"prompt:   {quoted(second.prompt)}", f"expected: {quoted(second.expected)}"]
+            lines += [f"before:   {quoted(first.answer)}", f"after:    {quoted(second.answer)}"]
         lines += ["", *(line for line in (self.applied, self.fidelity, *self.notes) if line)]
         if self.files:
             lines.append(f"written to {self.output}: {', '.join(self.files)}")

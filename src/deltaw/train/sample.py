@@ -28,7 +28,28 @@ class Sample:
     answer: str
 
     def __str__(self) -> str:
-        return f"prompt:   {self.prompt!r}\nexpected: {self.expected!r}\nanswer:   {self.answer!r}"
+        """The three on a line each, the middle of a long one left out."""
+        parts = (("prompt:   ", self.prompt), ("expected: ", self.expected), ("answer:   ", self.answer))
+        return "\n".join(name + quoted(text) for name, text in parts)
+
+
+def quoted(text: str, most: int = 600) -> str:
+    """Quote a text for one line of a report.
+
+    Args:
+        text: any text.
+        most: longer ones lose their middle.
+
+    Returns:
+        The text with its line breaks escaped.
+
+    Example:
+        >>> quoted("a" * 8 + "b" * 8, most=8)
+        "'aaaa' ... 'bbbb'"
+    """
+    if len(text) <= most:
+        return repr(text)
+    return f"{text[: most // 2]!r} ... {text[-(most // 2) :]!r}"
 
 
 def sample(job: Job, examples: Examples, index: int = 0) -> Sample | None:

@@ -15,6 +15,7 @@ __all__ = ["StopOnSignal"]
 class StopOnSignal(Callback):
     """Wants to stop after SIGINT or SIGTERM; the second signal ends the process as usual, saving nothing.
 
+    It takes over the signals when the steps begin: before that there is nothing to save, and a signal acts at once.
     Used as a context manager, so that the handlers before are put back. Off the main thread it does nothing.
 
     Example:
@@ -28,11 +29,14 @@ class StopOnSignal(Callback):
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopOnSignal:
+        """Promise to put the handlers back."""
+        return self
+
+    def on_start(self, total: int, done: int) -> None:
         """Take over the two signals."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._handle)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

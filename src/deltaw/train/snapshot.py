@@ -32,6 +32,7 @@ class Memory:
         best: the trained parameters of that step, on the CPU; a state leaves them out where they are the current ones.
         stale: validations since then.
         before: what was measured before step 1.
+        latest: what the last validation measured.
     """
 
     step: int = 0
@@ -43,6 +44,7 @@ class Memory:
     best: dict[str, Tensor] = field(default_factory=dict)
     stale: int = 0
     before: dict[str, Any] = field(default_factory=dict)
+    latest: dict[str, float] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
         """List what JSON can hold.
@@ -53,6 +55,7 @@ class Memory:
         return {
             "step": self.step, "epoch": self.epoch, "index": self.index, "trained": self.trained,
             "best_step": self.best_step, "best_loss": self.best_loss, "stale": self.stale, "before": self.before,
+            "latest": self.latest,
         }  # fmt: skip
 
 
