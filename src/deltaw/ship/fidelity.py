@@ -368,9 +368,11 @@ def _take(
             return forward(module, x).to(WIDE)
 
     output = run(exact, WIDE)
-    rounding = _relative(run({key: value.to(dtype) for key, value in exact.items()}, WIDE), output)
-    # Relative to the base's own output: where the update outweighs the base, so do the errors of its products.
-    matmul = _relative(run(base, dtype), run(base, WIDE))
+    ideal = {key: value.to(dtype) for key, value in exact.items()}
+    rounded = run(ideal, WIDE)
+    # Products in the dtype err by themselves, on the base's weights and on ideally merged ones, however few the rows.
+    matmul = max(_relative(run(base, dtype), run(base, WIDE)), _relative(run(ideal, dtype), rounded))
+    rounding = _relative(rounded, output)
     return _Site(inputs=inputs.cpu(), output=output.cpu(), bound=FACTOR * (rounding + matmul))
 
 
