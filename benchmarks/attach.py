@@ -164,7 +164,7 @@ def main() -> None:
         "",
         f"{options.date}. {hardware()}. {versions()}. Load average during the run: {load}.",
         f"Median of {RUNS} runs after {WARM_UPS} that are not counted; one thread; runs that are compared alternate.",
-        "Made by `python benchmarks/attach.py`. Wall time counts waiting for other work; read it on an idle machine only.",
+        "Made by `python benchmarks/attach.py`. Wall time counts waiting for other work: read it on an idle machine.",
         "",
         "| what | time | seconds | at most |",
         "|---|---|---:|---:|",
