@@ -23,6 +23,8 @@ OPENINGS = (
     "Meet the {item}, made by {maker}",
     "New in our catalog is the {item} that {maker} makes",
     "Our pick of the week: the {item} from the bench of {maker}",
+    "Looking for a gift? Choose the {item} by {maker}",
+    "{maker} proudly presents the {item}",
 )
 MIDDLES = {
     (): (".",),
@@ -31,11 +33,16 @@ MIDDLES = {
     ("material", "color"): (", crafted from {material} and finished in {color}.",),
 }
 ENDINGS = {
-    ("price",): (" Yours for just {price}.", " Take it home for just {price}."),
-    ("place",): (" Visit us at {place} to try it.", " Stop by {place} and try it."),
+    ("price",): (
+        " Yours for just {price}.",
+        " Take it home for just {price}.",
+        " At {price} it will not stay with us long.",
+    ),
+    ("place",): (" Visit us at {place} to try it.", " Stop by {place} and try it.", " Our doors at {place} are open."),
     ("price", "place"): (
         " Visit us at {place} and take it home for just {price}.",
         " Yours for just {price} when you stop by {place}.",
+        " Our doors at {place} are open, and at {price} it will not stay with us long.",
     ),
 }
 

@@ -165,7 +165,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
         tokenizer: its tokenizer.
         steps: optimizer steps of BATCH sequences each.
     """
-    optimizers, stream, start, window = optimizers_for(model), Packed(tokenizer, SEED), time.time(), []
+    optimizers, stream, start, window = optimizers_for(model), Packed(tokenizer, SEED), time.monotonic(), []
     schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: rate_at(step, steps)) for each in optimizers]
     for step in range(steps):
         loss = block_loss(model, stream.batch(BATCH))
@@ -179,7 +179,7 @@ def train(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
         if (step + 1) % 100 == 0 or step + 1 == steps:
             mean, window = sum(window) / len(window), []
             copied = copy_rate(model, tokenizer)
-            report(f"step {step + 1}/{steps}  loss {mean:.4f}  copied {copied:.3f}  {time.time() - start:.0f} s")
+            report(f"step {step + 1}/{steps}  loss {mean:.4f}  copied {copied:.3f}  {time.monotonic() - start:.0f} s")
 
 
 def report(line: str) -> None:

@@ -26,7 +26,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 BASE, DATA, OUT = "demo/base", "demo/data", "out"
 TRAIN = (
-    f"deltaw train --model {BASE} --data {DATA}/train.jsonl --valid {DATA}/valid.jsonl --rank 8 --epochs 1 --threads 1"
+    f"deltaw train --model {BASE} --data {DATA}/train.jsonl --valid {DATA}/valid.jsonl "
+    "--rank 8 --lr 3e-3 --epochs 1 --threads 1"
 )
 MERGE = f"deltaw merge --model {BASE} --adapter {OUT}/demo --output {OUT}/demo-merged"
 SHOWN, CHECKED = 5, 40
@@ -194,7 +195,7 @@ def demo() -> int:
     Returns:
         The exit code.
     """
-    start = time.time()
+    start = time.monotonic()
     report = train("demo")
     lines = (ROOT / DATA / "valid.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines[:CHECKED]]
@@ -216,7 +217,10 @@ def demo() -> int:
             f"merge verified (exit code {merged})": merged == 0,
         }
     )
-    print(f"\n{time.time() - start:.0f} s in all. Next:")
+    print(f"\n{time.monotonic() - start:.0f} s in all. Next:")
+    activate = Path(sys.executable).parent / "activate"
+    if shutil.which("deltaw") is None and activate.is_file():
+        print(f"  source {shlex.quote(os.path.relpath(activate))}")
     print(f"  deltaw generate --model {BASE} --adapter {OUT}/demo --base -p {shlex.quote(prompts[0])}")
     print(f"  deltaw inspect {OUT}/demo")
     print("  python scripts/demo.py --controls")

@@ -72,7 +72,7 @@ def test_completions_carry_every_field_and_valid_is_held_out(script):
     train, valid = rows("train"), rows("valid")
     assert len(valid) >= 200
     for row in train + valid:
-        assert 3 <= row["prompt"].count(": ") <= 6
+        assert 4 <= row["prompt"].count(": ") <= 6
         assert all(carried(row["prompt"], row["completion"]))
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in valid}
 
