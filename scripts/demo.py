@@ -66,17 +66,17 @@ def run(command: str) -> int:
     return subprocess.run([found, *words[1:]], cwd=ROOT, check=False).returncode
 
 
-def train(name: str, flags: str = "") -> dict[str, Any]:
+def train(name: str, command: str = TRAIN) -> dict[str, Any]:
     """Train by the command line and read the run's report.
 
     Args:
         name: directory under ``out``.
-        flags: what this run has beyond the demo's command.
+        command: the command, but for where it writes.
 
     Returns:
         The run's report.json.
     """
-    code = run(f"{TRAIN}{flags} --output {OUT}/{name} --overwrite")
+    code = run(f"{command} --output {OUT}/{name} --overwrite")
     if code:
         sys.exit(code)
     return dict(json.loads((ROOT / OUT / name / "report.json").read_text(encoding="utf-8")))
@@ -237,8 +237,8 @@ def controls() -> int:
     adapted = ROOT / OUT / "demo" / "report.json"
     runs = {
         "adapted": json.loads(adapted.read_text(encoding="utf-8")) if adapted.is_file() else train("demo"),
-        "rank 0": train("demo-rank0", " --rank 0"),
-        "shuffled pairings": train("demo-shuffled", " --shuffle-pairs"),
+        "rank 0": train("demo-rank0", TRAIN.replace("--rank 8", "--rank 0")),
+        "shuffled pairings": train("demo-shuffled", f"{TRAIN} --shuffle-pairs"),
     }
     loss = {name: report["after"]["loss"] for name, report in runs.items()}
     print("\nheld-out loss after the same command:")
