@@ -55,10 +55,10 @@ def limit_after_first_state(output: Path) -> None:
     loop_module.write_state = wrapped
 
 
-def main() -> int:
-    config = from_values(read_toml(sys.argv[1]))
+def drive(file: str, place: str = "", count: int = 0) -> int:
+    """Run a configuration; the exit code, where the process lives to give one."""
+    config = from_values(read_toml(file))
     torch.set_num_threads(1)
-    place, count = (sys.argv[2], int(sys.argv[3])) if len(sys.argv) > 2 else ("", 0)
     after = count % 2 == 0
     if place in ("fsync", "rename"):
         target = os if place == "fsync" else Path
@@ -92,4 +92,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(drive(sys.argv[1], *sys.argv[2:3], *map(int, sys.argv[3:4])))

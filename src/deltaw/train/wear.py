@@ -110,7 +110,7 @@ def wear(model: nn.Module, config: TrainConfig, rank: int, heads: Sequence[str] 
     if config.adapter.start is not None:
         loaded: Any = dw.load(model, Path(config.adapter.start).expanduser(), name=NAME, trainable=True)
         trained = tuple(dw.trainable(model))
-        summary = f"continuing from {config.adapter.start}: {loaded.applied}/{loaded.total} tensors loaded"
+        summary = f"continuing from {config.adapter.start}: applied to {loaded.applied}/{loaded.total} modules"
         return Wearing(
             parameters=trained, sites=_sites(model), summary=f"{summary}, {_count(trained)} parameters",
             notes=tuple(loaded.notes),
