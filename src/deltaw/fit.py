@@ -347,10 +347,12 @@ def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -
 
 
 def _hint(work: _Fitting) -> str:
+    base = work.raw.get("base_model_name_or_path")
+    named = f" (the adapter names {base})" if base else ""
     if any("another base" in problem for problem in work.problems):
-        return "load the base it was trained on, or pass allow_other_base=True (--allow-other-base)."
+        return f"load the base it was trained on{named}, or pass allow_other_base=True (--allow-other-base)."
     if any("holds NaN" in problem for problem in work.problems):
         return "the training that wrote it diverged, or the file is damaged; take an earlier checkpoint."
     if any("no module 'base_model." in problem for problem in work.problems):
         return "the file's keys carry a prefix twice; save it again from the unwrapped model."
-    return "check that base and adapter belong together, or copy the adapter again."
+    return f"check that base and adapter belong together{named}, or copy the adapter again."

@@ -20,6 +20,16 @@ WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"
 
 
+def _absent_hint(directory: Path) -> str:
+    if not directory.exists():
+        return "check the spelling and the working directory."
+    if not directory.is_dir():
+        return "pass the directory, not a file in it."
+    if (directory / "config.json").exists() and not (directory / CONFIG).exists():
+        return "this is a model, not an adapter; pass the directory that save() or deltaw train wrote."
+    return "pass the directory that save() or deltaw train wrote."
+
+
 def _absent(directory: Path, name: str) -> CheckpointError:
     if directory.is_dir():
         inside = sorted(path.name for path in directory.iterdir())[:6]
@@ -31,7 +41,7 @@ def _absent(directory: Path, name: str) -> CheckpointError:
         where=str(directory),
         got=got,
         expected=f"a PEFT directory with {CONFIG} and {WEIGHTS}",
-        hint="pass the directory that save() wrote, not a file in it.",
+        hint=_absent_hint(directory),
     )
 
 

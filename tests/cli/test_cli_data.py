@@ -40,7 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_show_marks_the_trained_tokens(run: Run) -> None:
     text = run("show", "rows.jsonl", "--rows", "2", "--skip", "3")
     assert "ask 3\n[[answer 3</s>]]" in text and "line 4:" in text and "line 5:" in text and "line 6:" not in text
-    assert "format  prompt_completion: columns prompt, completion" in text
+    assert "format    prompt_completion: columns prompt, completion" in text
     assert text.rstrip().splitlines()[-1].strip().startswith("deltaw data check --model")
 
 
@@ -62,7 +62,7 @@ def test_flags_reach_the_data(run: Run, tmp_path: Path) -> None:
     assert "a[[ then b</s>]]" in text
     assert "--separator '=>' --loss-on all --joiner ' then '" in text
     text = run("show", "rows.jsonl", "--column", "text=completion", "--format", "text", "--rows", "1")
-    assert "format  text: column completion (text)" in text and " 0</s>]]" in text and "ask" not in text
+    assert "format    text: column completion (text)" in text and " 0</s>]]" in text and "ask" not in text
 
 
 def test_check_reports_the_whole_file(run: Run, tmp_path: Path) -> None:

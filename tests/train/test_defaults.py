@@ -109,5 +109,6 @@ def test_advice() -> None:
     choose_batches(choices, settings, [10] * 640)
     text = "\n".join(advice(choices, known, settings, 20))
     assert "64 sequences per step" in text and "capacity is short: 20 adapter parameters" in text
-    assert "20 steps are few" in text
+    assert "20 steps are few" in text and "(raise --steps)" in text
+    assert "(raise --epochs" in "\n".join(advice(Choices(), facts(), config(), 20))
     assert not advice(Choices(), facts(), config(), 500)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 import click
 
@@ -61,7 +62,9 @@ def _guess(words: Sequence[str]) -> str:
 
 def _unknown_option(error: click.NoSuchOption, where: str, typed: str) -> ConfigError:
     known = _options(error.ctx)
-    close = nearest(error.option_name, known)
+    # Where nothing is close, nearest() lists the first few: no answer to "did you mean".
+    similar = get_close_matches(error.option_name, known, n=3, cutoff=0.6)
+    close = nearest(error.option_name, similar) if similar else ""
     alias = alias_of(error.option_name)
     if alias is not None and alias.flag in known:
         close = repr(alias.flag)
@@ -69,8 +72,8 @@ def _unknown_option(error: click.NoSuchOption, where: str, typed: str) -> Config
         f"{where!r} has no option {error.option_name!r}",
         where=where,
         got=typed,
-        expected=f"one of its {len(known)} options; closest: {close}",
-        hint=f"did you mean {close.partition(',')[0]}? See {where} --help",
+        expected=f"one of its {len(known)} options" + (f"; closest: {close}" if close else ""),
+        hint=f"did you mean {close.partition(',')[0]}? See {where} --help" if close else f"see {where} --help",
     )
 
 

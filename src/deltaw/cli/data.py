@@ -59,7 +59,7 @@ def _shared(*skip: str) -> Callable[[Any], Any]:
     return decorate
 
 
-@command.command("show")
+@command.command("show", short_help="Print examples with the trained tokens marked.")
 @_shared("valid", "max_truncated")
 @click.option("--rows", "count", type=click.IntRange(1), default=3, show_default=True, help="How many rows.")
 @click.option("--skip", type=click.IntRange(0), default=0, show_default=True, help="Rows to pass over first.")
@@ -69,11 +69,11 @@ def show(*, model: str, task: str | None, count: int, skip: int, quiet: bool, as
     opened = _open(model, task, flags)
     dataset = _tokenize(opened, _picked(opened, skip, count), count_only=True)
     examples = list(_examples(opened, dataset, skip, skip + count))
-    out.say(f"data    {opened.rows.path} ({opened.rows.kind}, {len(opened.rows):,} rows)")
-    out.say(f"format  {opened.format.name}: {opened.format.reason}")
+    out.say(f"data      {opened.rows.path} ({opened.rows.kind}, {len(opened.rows):,} rows)")
+    out.say(f"format    {opened.format.name}: {opened.format.reason}")
     if opened.format.task == "causal":
         out.say(f"template  {dataset.report.template}")
-    out.say(f"length  at most {opened.max_length:,} tokens ({opened.length_reason})")
+    out.say(f"length    at most {opened.max_length:,} tokens ({opened.length_reason})")
     for example in examples:
         out.say(
             "", f"{example['place']}: {example['tokens']:,} tokens, {example['trained']:,} trained{example['label']}"

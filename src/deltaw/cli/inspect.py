@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import click
 
 from deltaw.cli._common import Output, common_options, next_commands
@@ -24,8 +26,9 @@ def command(*, adapter: str, every: bool, quiet: bool, as_json: bool) -> None:
     out = Output(quiet=quiet, as_json=as_json)
     found = inspect_adapter(adapter, every=every)
     out.say(found)
-    base = found.facts["base"] or "DIR"
-    out.say(next_commands(f"deltaw merge --model {base} --adapter {found.path} --output {found.path.name}-merged"))
+    base, where = shlex.quote(str(found.facts["base"] or "DIR")), shlex.quote(str(found.path))
+    output = shlex.quote(f"{found.path.name}-merged")
+    out.say(next_commands(f"deltaw merge --model {base} --adapter {where} --output {output}"))
     out.finish(
         {
             "facts": found.facts,

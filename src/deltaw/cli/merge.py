@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
@@ -40,7 +41,15 @@ def command(
     texts = read_prompts(probes) if probes else None
     written = merge_directory(choice, output, texts=texts, tolerance=tolerance)
     out.say(written)
-    out.say(next_commands(f"deltaw generate --model {written.path} --prompt 'Once upon a time'"))
+    model = shlex.quote(str(written.path))
+    labels = "SequenceClassification" in (written.path / "config.json").read_text(encoding="utf-8")
+    out.say(
+        next_commands(
+            f"deltaw eval --model {model} --data FILE"
+            if labels
+            else f"deltaw generate --model {model} --prompt 'Once upon a time'"
+        )
+    )
     report = written.fidelity
     out.finish(
         {

@@ -93,10 +93,10 @@ def _use(config: TrainConfig, full: bool, task: str) -> list[str]:
     """Command lines that use the result."""
     if full:
         model = shell(config.run.output)
-        verb = f"deltaw generate --model {model}" if task == "causal" else f"deltaw eval --model {model}"
-        return [verb]
+        verb = f"generate --model {model} --prompt TEXT" if task == "causal" else f"eval --model {model} --data FILE"
+        return [f"deltaw {verb}"]
     model, adapter = shell(config.model.path), shell(config.run.output)
     lines = [f"deltaw merge --model {model} --adapter {adapter} --output merged"]
     if task == "causal":
-        lines.insert(0, f"deltaw generate --model {model} --adapter {adapter}")
+        lines.insert(0, f"deltaw generate --model {model} --adapter {adapter} --prompt TEXT")
     return lines

@@ -34,7 +34,6 @@ class ConsoleReporter(Callback):
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._valid, self._loss, self._rate, self._begin, self._steps = "", 0.0, 0.0, 0.0, 0
-        self._recent = 0.0
 
     def on_section(self, title: str, body: object) -> None:
         """Print a finding under its title."""
@@ -61,9 +60,11 @@ class ConsoleReporter(Callback):
     def on_step(self, record: StepRecord) -> None:
         """Move the bar, or print a line now and then."""
         self._steps += 1
-        self._loss = record.loss if self._steps == 1 else 0.9 * self._loss + 0.1 * record.loss
+        # Of a twentieth of the run, ten steps at most: a longer mean would show a short run losses long past.
+        part = max(1 / self._steps, 1 / max(1, min(10, record.total // 20)))
+        self._loss += part * (record.loss - self._loss)
         rate = record.tokens / max(record.seconds, 1e-9)
-        self._rate = rate if self._steps == 1 else 0.9 * self._rate + 0.1 * rate
+        self._rate += part * (rate - self._rate)
         left = (time.perf_counter() - self._begin) / self._steps * (record.total - record.step)
         words = f"loss {self._loss:.4f}{self._valid}  {self._rate:,.0f} tokens/s"
         if self._progress is not None and self._task is not None:

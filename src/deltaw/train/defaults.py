@@ -289,5 +289,6 @@ def advice(choices: Choices, facts: Facts, config: TrainConfig, total: int) -> l
             "tokens (a higher --rank may help)"
         )
     if total < SHORT_RUN:
-        lines.append(f"{total} steps are few: {SHORT_RUN} learn reliably (raise --epochs or lower --batch-size)")
+        how = "raise --steps" if config.optim.steps is not None else "raise --epochs or lower --batch-size"
+        lines.append(f"{total} steps are few: {SHORT_RUN} learn reliably ({how})")
     return lines

@@ -140,7 +140,9 @@ def applied(job: Job, sites: int) -> str:
     norms = dw.Adapter.open(job.output).norms()
     moved = sum(norm.frobenius > 0 for norm in norms.values())
     line = f"applied to {moved}/{sites} modules"
-    return line if moved == sites else f"{line}: the update of the others is still zero"
+    if moved == sites:
+        return line
+    return f"{line}: the update of {'the others' if moved else 'every module'} is still zero"
 
 
 def _fidelity(job: Job) -> str:

@@ -37,7 +37,7 @@ class Outcome:
         interrupted: whether a callback stopped them.
         early: whether validation stopped improving.
         state: the state saved last, or None.
-        seconds: wall time of the steps of this process.
+        seconds: wall time of the steps of this process, with the validations and states between them.
         tokens: tokens that went through the model in them, padding left out.
     """
 

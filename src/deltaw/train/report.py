@@ -97,7 +97,7 @@ class RunReport:
         if self.seconds:
             speed = self.tokens / self.seconds
             peak = f", peak memory {self.peak_bytes / 2**20:,.0f} MiB" if self.peak_bytes else ""
-            lines.append(f"{duration(self.seconds)} of steps, {speed:,.0f} tokens/s{peak}")
+            lines.append(f"{duration(self.seconds)} with validations and states, {speed:,.0f} tokens/s{peak}")
         return lines
 
 
@@ -122,6 +122,8 @@ def _change(before: dict[str, float], after: dict[str, float]) -> str:
     start, end = before["loss"], after["loss"]
     if not start or not math.isfinite(start) or not math.isfinite(end):
         return ""
+    if start == end:
+        return ", unchanged"
     return f", {abs(1 - end / start):.1%} {'lower' if end <= start else 'HIGHER'}"
 
 

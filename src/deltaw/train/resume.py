@@ -74,7 +74,8 @@ def _refuse_changes(config: TrainConfig, saved: dict[str, dict[str, Any]], path:
         if key in CHANGEABLE or asked[section][name] == saved[section].get(name):
             continue
         wrong.append(f"{spec_of(key).flag} = {asked[section][name]!r}")
-        right.append(f"{saved[section].get(name)!r}")
+        kept = saved[section].get(name)
+        right.append("left open" if kept is None else repr(kept))
     if wrong:
         raise ResumeError(
             "a resumed run keeps its settings",

@@ -210,6 +210,13 @@ def test_json_scanner_finds_every_row_at_any_piece_size(
     assert list(load_rows(path)) == json.loads(path.read_text("utf-8"))
 
 
+@pytest.mark.parametrize(("indent", "number"), [(None, "row 3"), (0, "line 8")])
+def test_a_json_array_on_one_line_numbers_rows(tmp_path: Path, indent: int | None, number: str) -> None:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps([{"text": str(each)} for each in range(4)], indent=indent))
+    assert load_rows(path).number(2) == number
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
     path = tmp_path / "rows.json"

@@ -360,7 +360,7 @@ class _Job:
             got=f"{len(self.rows)} rows; {self.report.lost.count + self.report.too_long.count} too long, "
             f"{self.report.untrained.count} with nothing to train, {self.report.bad.count} broken",
             expected="at least one example",
-            hint="raise the maximum length, or look at the rows with: deltaw data show",
+            hint="raise --max-length or choose --truncation cut-prompt; deltaw data show shows the rows.",
         )
 
     def _settle_labels(self) -> tuple[str, ...]:

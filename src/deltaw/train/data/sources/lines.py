@@ -180,6 +180,16 @@ class JsonSource(_Lines):
         kind: ``jsonl`` or ``json``.
     """
 
+    def __init__(self, index: Index, kind: str) -> None:
+        super().__init__(index, kind)
+        # An array written without line breaks is one line: numbering its rows by lines would name none of them.
+        if len(index) > 1 and index.line(0) == index.line(len(index) - 1):
+            self.unit = "row"
+
+    def place(self, index: int) -> int:
+        """Number a row by the line where it starts, or by its position where one line holds all."""
+        return self.index.line(index) if self.unit == "line" else index + 1
+
     def parse(self, text: str) -> Row:
         """Read one JSON object.
 
