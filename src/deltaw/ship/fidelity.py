@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from deltaw.attach import disabled
 from deltaw.errors import FaithError, StateError
+from deltaw.functional import compute_dtype
 from deltaw.layer import container_of
 from deltaw.layers import Kind, kind_of
 from deltaw.merge import dense_delta, merge, unmerge
@@ -372,7 +373,8 @@ def _take(
     rounded = run(ideal, WIDE)
     # Products in the dtype err by themselves, on the base's weights and on ideally merged ones, however few the rows.
     matmul = max(_relative(run(base, dtype), run(base, WIDE)), _relative(run(ideal, dtype), rounded))
-    rounding = _relative(rounded, output)
+    # The update is summed in fp32 before it is rounded, so a merge never errs by less than fp32 does.
+    rounding = max(_relative(rounded, output), torch.finfo(compute_dtype(dtype)).eps)
     return _Site(inputs=inputs.cpu(), output=output.cpu(), bound=FACTOR * (rounding + matmul))
 
 

@@ -137,8 +137,10 @@ def applied(job: Job, sites: int) -> str:
 
     if not sites:
         return "no low-rank update: only modules trained in full are saved"
-    norms = dw.Adapter.open(job.output).norms()
-    moved = sum(norm.frobenius > 0 for norm in norms.values())
+    adapter = dw.Adapter.open(job.output)
+    # the other users of a shared weight are written out too, but are not sites of their own
+    twins = adapter.own.get("twins", {})
+    moved = sum(norm.frobenius > 0 for path, norm in adapter.norms().items() if path not in twins)
     line = f"applied to {moved}/{sites} modules"
     if moved == sites:
         return line
