@@ -75,7 +75,7 @@ def _refuse_changes(config: TrainConfig, saved: dict[str, dict[str, Any]], path:
             continue
         wrong.append(f"{spec_of(key).flag} = {asked[section][name]!r}")
         kept = saved[section].get(name)
-        right.append("left open" if kept is None else repr(kept))
+        right.append("no value" if kept is None else repr(kept))
     if wrong:
         raise ResumeError(
             "a resumed run keeps its settings",
