@@ -94,9 +94,13 @@ def _unused_key(key: str, chosen: Iterable[str]) -> TargetError:
 
 
 def _heads(tree: _Tree) -> set[int]:
-    """Output heads: what the model says it is, and linears that share an embedding's weight."""
+    """Output heads: what the model says it is, all beside its backbone, and linears tied to an embedding."""
     get = getattr(tree.model, "get_output_embeddings", None)
     heads = {id(get())} if callable(get) else set()
+    backbone = tree.model._modules.get(getattr(tree.model, "base_model_prefix", ""))
+    if backbone is not None:
+        inside = {id(m) for m in backbone.modules()}
+        heads |= {id(m) for m in tree.modules.values() if id(m) not in inside}
     weights = [(m, weight) for m in tree.modules.values() if (weight := m._parameters.get("weight")) is not None]
     tables = {storage_key(weight) for m, weight in weights if isinstance(m, nn.Embedding)}
     return heads | {id(m) for m, weight in weights if isinstance(m, nn.Linear) and storage_key(weight) in tables}

@@ -94,10 +94,17 @@ def finish(ready: Ready, memory: Memory, outcome: Outcome, notes: tuple[str, ...
         tokens=outcome.tokens,
         peak_bytes=peak_memory(job.device),
         choices=ready.choices.values(),
-        notes=notes,
+        notes=(*notes, *_nothing_learned(job, memory)),
     )
     report = _save(ready, report)
     return _write_records(ready, memory, report)
+
+
+def _nothing_learned(job: Job, memory: Memory) -> tuple[str, ...]:
+    """A run whose best moment was its start must not read like a success."""
+    if not job.parameters or not memory.step or memory.best_step != 0:
+        return ()
+    return ("NOTHING WAS LEARNED: no validation was better than before step 1; try more --steps or another --lr",)
 
 
 def _measure(job: Job) -> dict[str, float]:
@@ -119,7 +126,7 @@ def _save(ready: Ready, report: RunReport) -> RunReport:
     files = tuple(sorted(entry.name for entry in Path(saved.path).iterdir() if entry.name.startswith("adapter_")))
     return dataclasses.replace(
         report, files=files, applied=applied(job, len(ready.wearing.sites)), fidelity=_fidelity(job),
-        next_commands=_next(job),
+        next_commands=_next(job, learned=report.best_step != 0),
     )  # fmt: skip
 
 
@@ -164,12 +171,12 @@ def _fidelity(job: Job) -> str:
     )
 
 
-def _next(job: Job) -> tuple[str, ...]:
-    model, adapter, data = shell(job.config.model.path), shell(job.output), shell(job.config.data.path)
-    lines = [
-        f"deltaw eval --model {model} --adapter {adapter} --data {data}",
-        f"deltaw merge --model {model} --adapter {adapter} --output {adapter}-merged",
-    ]
+def _next(job: Job, *, learned: bool) -> tuple[str, ...]:
+    model, adapter = shell(job.config.model.path), shell(job.output)
+    data = shell(job.config.data.valid or job.config.data.path)
+    lines = [f"deltaw eval --model {model} --adapter {adapter} --data {data}"]
+    if learned:
+        lines.append(f"deltaw merge --model {model} --adapter {adapter} --output {adapter}-merged")
     if job.task == "causal":
         lines.insert(0, f"deltaw generate --model {model} --adapter {adapter} --prompt TEXT")
     return tuple(lines)
