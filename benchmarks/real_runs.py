@@ -36,10 +36,10 @@ TASKS: dict[str, dict[str, Any]] = {
         "model": {"path": str(SHARED / "models/stories3M")},
         "data": {"path": "e2e/train.txt", "valid": "e2e/valid.txt", "separator": "||"},
         "optim": {"steps": 300, "batch_size": 16, "warmup": 0.05},
-        "search": {"lora": 200, "full": 200},
+        "search": {"full": 200},
         "run": {"eval_limit": 400},
-        "adapter": {"rank": 64, "targets": ("all-linear", "embed_tokens"), "ties": "share"},
-        "lr": {"lora": (1.5e-3, 3e-3, 6e-3), "full": (2e-4, 5e-4, 1.5e-3)},
+        "adapter": {"rank": 128, "targets": ("all-linear", "embed_tokens"), "ties": "share"},
+        "lr": {"lora": (1.3e-3, 2e-3, 3e-3), "full": (2e-4, 5e-4, 1.5e-3)},
         "metric": "loss",
     },
     "instruct": {
