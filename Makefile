@@ -11,7 +11,7 @@ demo: $(VENV)/.train  ## the main job on the embedded base and data
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.dev  ## every test, offline
-	$(BIN)/python -m pytest -n 2 tests src
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests src
 
 lint: $(VENV)/.dev  ## ruff, strict types, docstrings, size guards
 	$(BIN)/ruff format --check .
