@@ -162,7 +162,7 @@ def search(task: str, methods: list[str], path: Path, threads: int) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """The comparison as Markdown."""
     lines = [
-        "| task | metric | before | LoRA (3 seeds) | lr | full fine-tuning (3 seeds) | lr | LoRA / full |",
+        "| task | metric | before | LoRA, mean (seeds) | lr | full fine-tuning, mean (seeds) | lr | LoRA / full |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for task, spec in TASKS.items():
