@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -119,8 +120,6 @@ def export(model: nn.Module, record: Record, name: str) -> tuple[Adapter, list[s
     Returns:
         The adapter, and notes for the report.
     """
-    import json
-
     worn = record.adapters[name]
     tensors, sites, own = _collect(record, name, worn.config.rank_stabilized)
     present = dict(base_modules(model))
