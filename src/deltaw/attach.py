@@ -12,16 +12,18 @@ from typing import Any
 
 from torch import nn
 
+from deltaw.carry import listen
 from deltaw.config import LoRAConfig
 from deltaw.errors import ConfigError
 from deltaw.layer import container_of, device_of, is_lora, put_on, refuse_shadowed, take_off
+from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Record, Worn, find_record, record_of
-from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order, refuse_save_pretrained
+from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order
 from deltaw.reports import count
 from deltaw.sites import Plan, Site
 from deltaw.targets import plan
 from deltaw.tree import require_model
-from deltaw.worn import BiasOnly, FullCopy, Twin, note_load, site_lora
+from deltaw.worn import BiasOnly, FullCopy, Twin, site_lora
 
 __all__ = [
     "AttachReport", "DetachReport", "activate", "active", "attach", "attach_plan", "attached", "detach", "disabled",
@@ -177,10 +179,9 @@ def attach_plan(
     if record is None:
         record = Record(flags={key: p.requires_grad for key, p in root.named_parameters()})
         root.__dict__[RECORD] = record
-        record.hook = root.register_load_state_dict_pre_hook(note_load)  # type: ignore[no-untyped-call]
+        record.hook = listen(root)
         root.requires_grad_(False)
-        if callable(getattr(root, "save_pretrained", None)):
-            root.__dict__["save_pretrained"] = refuse_save_pretrained
+        stand_in(root)
     try:
         _put_sites(made, name, record)
         _put_rest(made, name, record)
@@ -257,8 +258,7 @@ def _remove(root: nn.Module, record: Record, names: list[str]) -> int:
     if not record.adapters:
         root.__dict__.pop(RECORD)
         record.hook.remove()
-        if root.__dict__.get("save_pretrained") is refuse_save_pretrained:
-            del root.__dict__["save_pretrained"]
+        stand_down(root)
         for key, parameter in root.named_parameters():
             parameter.requires_grad_(record.flags.get(key, parameter.requires_grad))
     return restored
