@@ -31,7 +31,21 @@ from deltaw.ship.formats.tree import Node, Tree
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["FORMATS", "Ask", "Format", "Imported", "Mapped", "Node", "Source", "Tree", "detect", "open_any", "read_any"]
+__all__ = [
+    "FORMATS",
+    "Ask",
+    "Format",
+    "Imported",
+    "Mapped",
+    "Node",
+    "Source",
+    "Tree",
+    "checked_alpha",
+    "detect",
+    "open_any",
+    "parse_enable",
+    "read_any",
+]
 
 FORMATS: dict[str, Format] = {
     form.name: form for form in (PLAIN, GROUPED, LORALIB, LITGPT, KOHYA, DIFFUSERS, TORCHTUNE, MLX)

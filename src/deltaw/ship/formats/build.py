@@ -178,7 +178,14 @@ def _config(draft: Draft, ask: Ask, copies: list[str]) -> dict[str, object]:
     mode = "none"
     if draft.biases:
         mode = "lora_only" if draft.biases.keys() <= draft.updates.keys() else "all"
-    config = LoRAConfig(targets=sorted(sites), rank=first[0], alpha=first[1], bias=mode)
+    dropout = draft.keep.get("lora_dropout", 0.0)
+    config = LoRAConfig(
+        targets=sorted(sites),
+        rank=first[0],
+        alpha=first[1],
+        bias=mode,
+        dropout=dropout if isinstance(dropout, int | float) else 0.0,
+    )
     kinds = {_kind(draft, path) for path in sites}
     raw = to_peft(
         config,
