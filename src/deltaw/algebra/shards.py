@@ -57,7 +57,7 @@ class Shards:
         if index.is_file():
             try:
                 named = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (ValueError, KeyError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise _broken(index, f"{type(error).__name__}: {error}") from None
             return [self.path / name for name in named]
         found = sorted(self.path.glob("*.safetensors")) if self.path.is_dir() else []
