@@ -173,8 +173,6 @@ def _complete(path: str, known: set[str], draft: Draft) -> bool:
 def _config(draft: Draft, ask: Ask, copies: list[str]) -> dict[str, object]:
     sites = {path: (update.rank, update.alpha) for path, update in draft.updates.items()}
     first = next(iter(sites.values()))
-    # the names PEFT may match by their ending are exact only where all modules of the base are known
-    present = list(sites) if draft.tree is None else [p for p in draft.tree.adaptable() if p]
     mode = "none"
     if draft.biases:
         mode = "lora_only" if draft.biases.keys() <= draft.updates.keys() else "all"
@@ -190,18 +188,37 @@ def _config(draft: Draft, ask: Ask, copies: list[str]) -> dict[str, object]:
     raw = to_peft(
         config,
         sites,
-        present=present,
+        present=sorted(sites),
         copies=copies,
         transposed=kinds == {"transposed"},
         foreign={**draft.keep, "base_model_name_or_path": ask.base_name or draft.keep.get("base_model_name_or_path")},
     )
-    if draft.tree is None:
-        raw["target_modules"] = sorted(sites)
+    raw["target_modules"] = _targets(draft)
     if any(update.magnitude is not None for update in draft.updates.values()):
         raw["use_dora"] = True
     if any(update.bias is not None for update in draft.updates.values()):
         raw["lora_bias"] = True
     return raw
+
+
+def _targets(draft: Draft) -> list[str]:
+    """Endings for ``target_modules`` where all modules of the base are known and they mean these alone, else paths.
+
+    PEFT matches an ending against every module, containers too: ``0`` would mean each list's first entry.
+    """
+    paths = sorted(draft.updates)
+    if draft.tree is None:
+        return paths
+    known = {".".join(parts[:i]) for parts in (p.split(".") for p in draft.tree.nodes) for i in range(1, len(parts) + 1)}
+    ends = sorted({_ending(path) for path in paths})
+    hit = {path for path in known if any(path == end or path.endswith(f".{end}") for end in ends)}
+    return ends if hit == set(paths) else paths
+
+
+def _ending(path: str) -> str:
+    """The last name of a path, with what stands before it where it is a number."""
+    parts = path.split(".")
+    return ".".join(parts[-2:] if parts[-1].isdigit() else parts[-1:])
 
 
 def _kind(draft: Draft, path: str) -> str:

@@ -72,7 +72,7 @@ class Family:
     Args:
         name: for messages.
         types: values of ``model_type`` in transformers.
-        roles: role -> path with ``{}`` for the layer; roles are q, k, v, qkv, o, gate, up, gate_up, down, head, table.
+        roles: role -> path with ``{}`` for the layer, ``|`` between the names of several versions; roles are q, k, v, qkv, o, gate, up, gate_up, down, head, table.
         interleaved: a fused qkv holds each group's queries, key and value together.
         paired_rope: torchtune turns pairs of neighbors where transformers turns halves, so q and k rows are permuted.
     """
@@ -84,17 +84,21 @@ class Family:
     paired_rope: bool = False
     anchors: tuple[str, ...] = field(default=("o",))
 
-    def path(self, role: str, layer: str) -> str | None:
+    def path(self, role: str, layer: str, tree: Tree | None) -> str | None:
         """The module that plays a role.
 
         Args:
             role: one of the roles.
             layer: the layer's number; not used by head and table.
+            tree: the base's modules, which choose between names of different versions of transformers, or None.
 
         Returns:
             The path, or None where the family has no such module.
         """
-        return self.roles[role].format(layer) if role in self.roles else None
+        if role not in self.roles:
+            return None
+        names = [name.format(layer) for name in self.roles[role].split("|")]
+        return next((name for name in names if tree is not None and name in tree), names[0])
 
 
 _ATTENTION = "model.layers.{}.self_attn"
@@ -148,7 +152,7 @@ FAMILIES: tuple[Family, ...] = (
             "o": "gpt_neox.layers.{}.attention.dense",
             "up": "gpt_neox.layers.{}.mlp.dense_h_to_4h",
             "down": "gpt_neox.layers.{}.mlp.dense_4h_to_h",
-            "head": "embed_out",
+            "head": "embed_out|lm_head",
             "table": "gpt_neox.embed_in",
         },
         interleaved=True,

@@ -24,16 +24,17 @@ from deltaw.ship.formats.draft import Draft, Update
 from deltaw.ship.formats.families import Family, Heads, family_by_tree, family_by_type, heads_of
 from deltaw.ship.formats.fused import Part, add_parts
 
-__all__ = ["LITGPT"]
+__all__ = ["LITGPT", "STEM"]
 
-_STEM = re.compile(r"transformer\.h\.(?P<layer>\d+)\.(?P<role>attn\.(?:attn|qkv|proj)|mlp\.(?:fc|fc_1|fc_2|proj))")
+STEM = re.compile(r"transformer\.h\.(?P<layer>\d+)\.(?P<role>attn\.(?:attn|qkv|proj)|mlp\.(?:fc|fc_1|fc_2|proj))")
+"""litgpt's modules; the original GPT-2 code has c_attn, c_proj and c_fc instead."""
 _ROLES = {"attn.proj": "o", "mlp.fc": "up", "mlp.fc_1": "gate", "mlp.fc_2": "up", "mlp.proj": "down"}
 _SWITCHES = ("lora_query", "lora_key", "lora_value")
 
 
 def _detect(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str | None:
     stems = [key.removesuffix(".lora_B") for key in tensors if key.endswith(".lora_B")]
-    if any(_STEM.fullmatch(stem) for stem in stems):
+    if any(STEM.fullmatch(stem) for stem in stems):
         return "keys name litgpt's modules ('transformer.h.N.attn...lora_B')"
     return "hyperparameters.yaml states lora_r" if stems and "lora_r" in config else None
 
@@ -55,7 +56,7 @@ def _read(source: Source, ask: Ask, draft: Draft) -> None:
         pair = draft.pair(stem, tensors.get("lora_A"), tensors.get("lora_B"))
         if pair is None:
             continue
-        match = _STEM.fullmatch(stem)
+        match = STEM.fullmatch(stem)
         role = _ROLES.get(match["role"]) if match else {"lm_head": "head"}.get(stem)
         layer = match["layer"] if match else ""
         if match and role is None:
@@ -139,11 +140,11 @@ def _attention(
             origin=f"{stem}[{role}]",
         )
         start += width
-        path = family.path(role, layer)
+        path = family.path(role, layer, draft.tree)
         if path is not None:
             draft.add(path, update)
         else:
-            whole = family.path("qkv", layer) or ""
+            whole = family.path("qkv", layer, draft.tree) or ""
             parts.setdefault(whole, []).append(Part(update=update, rows=places[part], out=sum(heads.widths())))
 
 
@@ -177,8 +178,8 @@ def _enable(
 
 
 def _place(draft: Draft, family: Family, role: str, layer: str, update: Update, parts: dict[str, list[Part]]) -> None:
-    path = family.path(role, layer)
-    fused = family.path("gate_up", layer) if role in ("gate", "up") else None
+    path = family.path(role, layer, draft.tree)
+    fused = family.path("gate_up", layer, draft.tree) if role in ("gate", "up") else None
     if path is not None:
         draft.add(path, update)
     elif fused is not None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deltaw.ship.formats.contract import Ask, Format, Source, need_alpha
 from deltaw.ship.formats.draft import Draft, Update, zero_blocked
+from deltaw.ship.formats.litgpt import STEM
 from deltaw.ship.formats.peft import enabled_rows
 from deltaw.ship.formats.tree import Node
 
@@ -27,7 +28,8 @@ _A, _B = ".lora_A", ".lora_B"
 
 
 def _detect(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> str | None:
-    if "lora_r" in config or not any(key.endswith(_B) for key in tensors):
+    stems = [key.removesuffix(_B) for key in tensors if key.endswith(_B)]
+    if "lora_r" in config or not stems or any(STEM.fullmatch(stem) for stem in stems):
         return None
     return f"keys end in {_A!r} and {_B!r}, without '.weight'"
 

@@ -145,13 +145,13 @@ def _place(
     update: Update,
     parts: dict[str, list[Part]],
 ) -> None:
-    path = family.path(role, layer) if role else None
+    path = family.path(role, layer, draft.tree) if role else None
     if path is not None:
         update.table = role == "table"
         draft.add(path, update)
         return
     fused = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "gate_up", "up": "gate_up"}.get(role, "")
-    path = family.path(fused, layer) if fused else None
+    path = family.path(fused, layer, draft.tree) if fused else None
     rows = None
     if path is not None and fused == "qkv" and heads is not None:
         rows, out = heads.in_a_row()["qkv".index(role)], sum(heads.widths())
