@@ -85,7 +85,7 @@ def build(draft: Draft, ask: Ask, form: Format, reason: str) -> Imported:
     if not draft.updates and not draft.problems:
         draft.problems.append("no low-rank update is in the file")
     _finite(draft)
-    raise_problems(draft, _hint(draft, ask))
+    raise_problems(draft, _hint(draft))
     unused(draft, ask)
     tensors = _tensors(draft)
     copies = _owners(draft)
@@ -109,7 +109,8 @@ def build(draft: Draft, ask: Ask, form: Format, reason: str) -> Imported:
 def _finite(draft: Draft) -> None:
     for path, update in sorted(draft.updates.items()):
         if not (torch.isfinite(update.lora_A).all() and torch.isfinite(update.lora_B).all()):
-            draft.problems.append(f"'{update.origin}' (for '{path}') holds NaN or infinity")
+            meant = "" if update.origin == path else f", for '{path}',"
+            draft.problems.append(f"'{update.origin}'{meant} holds NaN or infinity")
 
 
 def unused(draft: Draft, ask: Ask) -> None:
@@ -209,7 +210,9 @@ def _targets(draft: Draft) -> list[str]:
     paths = sorted(draft.updates)
     if draft.tree is None:
         return paths
-    known = {".".join(parts[:i]) for parts in (p.split(".") for p in draft.tree.nodes) for i in range(1, len(parts) + 1)}
+    known = {
+        ".".join(parts[:i]) for parts in (p.split(".") for p in draft.tree.nodes) for i in range(1, len(parts) + 1)
+    }
     ends = sorted({_ending(path) for path in paths})
     hit = {path for path in known if any(path == end or path.endswith(f".{end}") for end in ends)}
     return ends if hit == set(paths) else paths
@@ -240,14 +243,29 @@ def _line(name: str, tensor: Tensor) -> Mapped:
     return Mapped(origin=name, path=name, rank=0, scaling=1.0, shape=tuple(tensor.shape))
 
 
-def _hint(draft: Draft, ask: Ask) -> str:
-    text = " ".join(draft.problems)
-    if "no module" in text and draft.tree is not None:
-        return "check that the model is the one the file was trained on, down to its class (the head's included)."
-    if "NaN" in text:
-        return "the training that wrote it diverged, or the file is damaged; take an earlier checkpoint."
-    if "base's own weight" in text:
-        return "add --lora-only (lora_only=True) to take the updates alone; the rest is then listed as left aside."
-    if draft.tree is None and ask.tree is None:
-        return "give the base, so that names can be checked: --model DIR, or --tree FILE."
-    return "the file is incomplete or of a kind that PEFT's format cannot hold; see docs/formats.md."
+_HINTS = (
+    ("holds NaN", "the training that wrote it diverged, or the file is damaged; take an earlier checkpoint."),
+    (
+        "base's own weight",
+        "add --lora-only (lora_only=True) to take the updates alone; the rest is listed as left aside.",
+    ),
+    ("--enable", "for example --enable q,v, or one 0 or 1 per part, --enable 1,0,1; the training script says which."),
+    ("the tree holds no", "give the tree of the whole pipeline, or take one component with --part."),
+    ("may be any of", "give a tree with sizes (--model DIR), or a --tree FILE without the modules that are not meant."),
+    ("but not its", "the file is incomplete: save or download it again."),
+    ("have one rank", "the file is damaged, or of another format; say which with --from."),
+    ("no module", "check that the model is the one the file was trained on, down to its class (the head's included)."),
+    ("do not fit", "check that the model is the one the file was trained on, its sizes included."),
+    (
+        ": no such parameter",
+        "check the model's class, its head included, or add --lora-only to take the updates alone.",
+    ),
+    ("in the model", "load the base with a head of this size, or add --lora-only to take the updates alone."),
+)
+"""What to do about a kind of problem, the most telling first."""
+_ELSE = "the file holds what PEFT's format has no place for; docs/formats.md says what each importer takes."
+
+
+def _hint(draft: Draft) -> str:
+    text = "\n".join(draft.problems)
+    return next((hint for mark, hint in _HINTS if mark in text), _ELSE)

@@ -149,10 +149,7 @@ class Draft:
         """
         if pair[0].shape[0] == pair[1].shape[1]:
             return True
-        self.problems.append(
-            f"'{origin}': A {tuple(pair[0].shape)} has rank {pair[0].shape[0]}, "
-            f"B {tuple(pair[1].shape)} has rank {pair[1].shape[1]}"
-        )
+        self.problems.append(f"'{origin}': A {tuple(pair[0].shape)} and B {tuple(pair[1].shape)} do not have one rank")
         return False
 
     def strays(self, names: Iterable[str], known: Iterable[str], why: str) -> None:

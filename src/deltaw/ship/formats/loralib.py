@@ -82,19 +82,21 @@ def _parts(draft: Draft, ask: Ask, path: str, pair: tuple[Tensor, Tensor]) -> tu
     """The enabled parts of a MergedLinear; (True,) for a plain layer; None after noting a problem."""
     (stacked, width), (rows, rank) = pair[0].shape[:2], pair[1].shape[:2]
     number = stacked // rank if rank else 0
-    node = draft.node(path)
-    outputs = [o for o in node.outputs if o >= rows] if node is not None else []
-    if number == 0 or stacked % rank or rows % number:
-        draft.problems.append(f"'{path}': A ({stacked}, {width}) and B ({rows}, {rank}) do not meet in one rank")
+    if number == 0 or rows == 0 or stacked % rank or rows % number:
+        draft.problems.append(f"'{path}': A ({stacked}, {width}) and B ({rows}, {rank}) do not have one rank")
         return None
+    node = draft.node(path)
+    # where the input's width or the share of the output is not right, the common check says so
+    outputs = [o for o in node.outputs_from(width) if o >= rows and o % (rows // number) == 0] if node else []
     if number == 1 and (not outputs or rows in outputs):
         return (True,)
-    if rows in outputs:
+    if rows in outputs or (node is not None and node.shape and not outputs):
         return (True,) * number
     if ask.enable is None:
         draft.problems.append(
-            f"'{path}': {number} part{'s' if number > 1 else ''} of a fused projection; which is not stored, "
-            "say it with --enable"
+            f"'{path}': {number} part{'s' if number > 1 else ''} of a fused projection"
+            + (f" with {outputs[0] * number // rows}" if outputs else "")
+            + "; which, the file does not say: --enable"
         )
         return None
     draft.used.add("enable")

@@ -101,7 +101,7 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, s
         raise CheckpointError(
             "the tensors cannot be read",
             where=str(file),
-            got=f"{type(error).__name__}: {(str(error).splitlines() or ['no message'])[0][:160]}",
+            got=f"{type(error).__name__}: {_first_sentence(error)}",
             expected="a safetensors file, or a pickle of tensors, complete",
             hint="the file is cut off or damaged; copy or download it again.",
         ) from None
@@ -109,12 +109,14 @@ def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, s
     return tensors, config, {}, notes
 
 
+def _first_sentence(error: Exception) -> str:
+    return (str(error).splitlines() or ["no message"])[0].partition(". ")[0][:160]
+
+
 def _refused(file: Path, error: pickle.UnpicklingError) -> CheckpointError:
     """A pickle may call any function; torch refuses those that are not about tensors."""
     text = " ".join(str(error).split())
-    called = re.search(r"(?:GLOBAL|function|class) `?([\w.]+)`? (?:was not|which is not|not|is not)", text)
-    named = re.search(r"Unsupported (?:global|class)[^`]*`?([\w]+[.][\w.]+)", text)
-    found = called or named
+    found = re.search(r"GLOBAL `?([\w.]+)", text)
     got = f"the file asks to load {found.group(1)}" if found else "bytes that are no pickle of tensors"
     return CheckpointError(
         "the file holds more than tensors, or is damaged",

@@ -37,16 +37,21 @@ class Node:
     groups: int = 1
     parameters: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
-    @property
-    def outputs(self) -> tuple[int, ...]:
-        """The widths O that an update of it may have: one, two where the orientation is not known, or none."""
-        if len(self.shape) < 2:
+    def outputs_from(self, width: int) -> tuple[int, ...]:
+        """Widths O that an update of it may have whose A has this many columns.
+
+        Args:
+            width: I, the columns of A.
+
+        Returns:
+            One or none; two where the size is known but not how it lies.
+        """
+        if len(self.shape) != 2:
             return ()
-        if self.kind in ("transposed", "embedding"):
-            return (self.shape[1],)
-        if self.kind or len(self.shape) > 2:
-            return (self.shape[0],)
-        return tuple(dict.fromkeys(self.shape))
+        ways = [self.shape[::-1], self.shape]
+        if self.kind:
+            ways = ways[1:] if self.kind in ("transposed", "embedding") else ways[:1]
+        return tuple(dict.fromkeys(out for inside, out in ways if inside == width))
 
     @property
     def kernel(self) -> tuple[int, ...]:
