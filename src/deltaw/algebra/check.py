@@ -149,7 +149,7 @@ def check_summable(adapters: Sequence[Adapter], parts: Sequence[Parts], weights:
                 where=adapter.where,
                 got=f"a magnitude vector in {len(part.magnitudes)} modules, {named(part.magnitudes, 2)}",
                 expected="plain low-rank updates",
-                hint="not linear in B A; merge it into a copy of the base, then deltaw extract gives a LoRA.",
+                hint="not linear in B A: merge it into a copy of the base, then deltaw extract gives a LoRA.",
             )
     owners = [(a, p, w) for a, p, w in zip(adapters, parts, weights, strict=True) if p.whole]
     if len(owners) > 1 or (owners and owners[0][2] != 1):

@@ -194,7 +194,7 @@ def _check(rank: int | None, energy: float | None) -> None:
             where="energy",
             got=repr(energy),
             expected="a number in (0, 1]",
-            hint="0.9 keeps nine tenths of each difference's squared norm.",
+            hint="0.9 (not 90) keeps nine tenths of each difference's squared norm.",
         )
 
 
@@ -236,8 +236,7 @@ def _differences(
             found.mixed |= before.dtype != after.dtype
             _require_finite(key, before, after)
         else:
-            shape = "x".join(map(str, before.shape)) or "a scalar"
-            found.rest[key] = f"{shape} differs, and no LoRA holds such a tensor"
+            found.rest[key] = f"shape {tuple(before.shape)}, no LoRA holds such a tensor"
     return found
 
 

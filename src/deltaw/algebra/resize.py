@@ -211,7 +211,7 @@ def _by_energy(units: Sequence[_Unit], energy: float) -> list[int]:
             where="energy",
             got=repr(energy),
             expected="a number in (0, 1]",
-            hint="0.9 keeps nine tenths of each module's squared norm.",
+            hint="0.9 (not 90) keeps nine tenths of each module's squared norm.",
         )
     found = []
     for unit in units:
