@@ -52,7 +52,7 @@ def is_sharded(model: nn.Module) -> bool:
 
 
 def refuse_order(model: nn.Module, given: nn.Module) -> None:
-    """Refuse models that are already sharded or compiled: what is attached then would go unseen.
+    """Refuse models that are already sharded, compiled or wrapped: what is attached then would go unseen.
 
     Args:
         model: the model, unwrapped.
@@ -66,14 +66,33 @@ def refuse_order(model: nn.Module, given: nn.Module) -> None:
     compiled = compiled or any(
         m._compiled_call_impl is not None or "_orig_mod" in m._modules for _, m in base_modules(model)
     )
-    if sharded or compiled:
+    wrapped = next((name for name in _PARALLEL if given is not model and _has_wrapper(given, name)), None)
+    if sharded or compiled or wrapped:
+        done = "sharded" if sharded else "compiled" if compiled else "wrapped for data parallelism"
+        call = "fully_shard" if sharded else "torch.compile" if compiled else str(wrapped)
         raise StateError(
-            "adapters must be attached before the model is " + ("sharded" if sharded else "compiled"),
+            f"adapters must be attached before the model is {done}",
             where=type(given).__name__,
-            got="fully_shard was applied" if sharded else "torch.compile was applied",
+            got=f"{call} was applied",
             expected="the plain model",
-            hint="order: load, attach, then " + ("fully_shard." if sharded else "compile."),
+            hint=f"order: load, attach, then {call.removeprefix('torch.')}.",
         )
+
+
+_PARALLEL = ("DistributedDataParallel",)
+"""Wrappers that note a model's parameters when they are made: later ones would keep each process's own gradients."""
+
+
+def _has_wrapper(given: nn.Module, name: str) -> bool:
+    """Whether a class name stands among a model's wrappers."""
+    module: nn.Module | None = given
+    while module is not None:
+        if type(module).__name__ == name:
+            return True
+        module = next(
+            (module._modules[key] for key in ("_orig_mod", "_forward_module") if key in module._modules), None
+        )
+    return False
 
 
 def refuse_foreign(model: nn.Module, record: Record | None) -> None:
