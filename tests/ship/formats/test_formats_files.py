@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from formats_for_tests import filled, lines, linears, value, write
+from formats_for_tests import filled, linears, lines, value, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ def test_cut_files(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("form", ["names", "list", "shapes", "safetensors", "directory", "index"])
 def test_trees(tmp_path: Path, form: str) -> None:
     model = linears({"unet.a_b.q": (4, 6), "unet.v": (5, 6)})
-    state = {key: tensor for key, tensor in model.state_dict().items()}
+    state = dict(model.state_dict())
     if form == "names":
         (tmp_path / "tree.txt").write_text("# modules\n" + lines(["unet.a_b.q.weight", "unet.v"]))
     elif form in ("list", "shapes"):

@@ -102,8 +102,10 @@ def test_original_block_names(tmp_path: Path) -> None:
         "input_blocks_2_0_emb_layers_1": "down_blocks.0.resnets.1.time_emb_proj",
         "input_blocks_3_0_op": "down_blocks.0.downsamplers.0.conv",
         "input_blocks_4_1_proj_in": "down_blocks.1.attentions.0.proj_in",
-        "input_blocks_5_1_transformer_blocks_0_attn1_to_q": "down_blocks.1.attentions.1.transformer_blocks.0.attn1.to_q",
-        "middle_block_0_out_layers_3": "mid_block.resnets.0.conv2", "middle_block_1_proj_in": "mid_block.attentions.0.proj_in",
+        "input_blocks_5_1_transformer_blocks_0_attn1_to_q":
+            "down_blocks.1.attentions.1.transformer_blocks.0.attn1.to_q",
+        "middle_block_0_out_layers_3": "mid_block.resnets.0.conv2",
+        "middle_block_1_proj_in": "mid_block.attentions.0.proj_in",
         "middle_block_2_out_layers_3": "mid_block.resnets.1.conv2",
         "output_blocks_1_0_skip_connection": "up_blocks.0.resnets.1.conv_shortcut",
         "output_blocks_2_1_proj_in": "up_blocks.0.attentions.2.proj_in",

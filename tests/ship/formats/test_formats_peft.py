@@ -26,7 +26,8 @@ def grouped(
     tensors = filled({f"{KEY}.lora_A.weight": (2 * number, 6), f"{KEY}.lora_B.weight": (4 * number, 2, 1)})
     write(place / ("adapter_model.bin" if pickled else "adapter_model.safetensors"), tensors)
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 5, "enable_lora": enable, "lora_dropout": 0.05,
-              "merge_weights": False, "target_modules": ["qkv"], "base_model_name_or_path": "some/base", **more}  # fmt: skip
+              "merge_weights": False, "target_modules": ["qkv"],
+              "base_model_name_or_path": "some/base", **more}  # fmt: skip
     (place / "adapter_config.json").write_text(json.dumps(config))
     return tensors
 

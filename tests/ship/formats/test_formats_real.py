@@ -1,4 +1,4 @@
-"""Real files of others, on models of their shape: plain arithmetic on the stored tensors, PEFT as judge, and applied."""
+"""Real files of others, on models of their shape: plain arithmetic on the tensors, PEFT as judge, and applied."""
 
 from __future__ import annotations
 

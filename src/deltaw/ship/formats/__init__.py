@@ -163,6 +163,9 @@ def _as_it_is(source: Source, draft: Draft, ask: Ask, form: Format, reason: str)
     if ask.base_name is not None:
         raw = {**adapter.raw, "base_model_name_or_path": ask.base_name}
         adapter = Adapter(tensors=adapter.tensors, raw=raw, metadata=adapter.metadata, where=adapter.where)
+    notes = ["PEFT's own layout: tensors and configuration are taken as they are", *draft.notes]
+    if (source.path.parent / "adapter_model.pt").is_file():
+        notes.append("torchtune's own adapter_model.pt stands beside it; name that file to read it instead")
     mapped = []
     for path in adapter.modules():
         lora_A, lora_B = adapter.factors(path)
@@ -178,7 +181,7 @@ def _as_it_is(source: Source, draft: Draft, ask: Ask, form: Format, reason: str)
         reason=reason,
         mapped=tuple(mapped),
         whole=tuple(whole),
-        notes=("PEFT's own layout: tensors and configuration are taken as they are", *draft.notes),
+        notes=tuple(notes),
         left=(),
     )
 

@@ -47,7 +47,7 @@ class Update:
         return self.lora_A.shape[0]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Draft:
     """An adapter in the making.
 

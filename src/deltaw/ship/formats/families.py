@@ -7,7 +7,7 @@ family says, for each role, the module's path, and whether several roles share o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,9 +72,11 @@ class Family:
     Args:
         name: for messages.
         types: values of ``model_type`` in transformers.
-        roles: role -> path with ``{}`` for the layer, ``|`` between the names of several versions; roles are q, k, v, qkv, o, gate, up, gate_up, down, head, table.
+        roles: role -> path with ``{}`` for the layer and ``|`` between the names of several versions;
+            roles are q, k, v, qkv, o, gate, up, gate_up, down, head and table.
         interleaved: a fused qkv holds each group's queries, key and value together.
         paired_rope: torchtune turns pairs of neighbors where transformers turns halves, so q and k rows are permuted.
+        anchors: roles whose modules a tree must have to be of the family.
     """
 
     name: str
@@ -82,7 +84,7 @@ class Family:
     roles: Mapping[str, str]
     interleaved: bool = False
     paired_rope: bool = False
-    anchors: tuple[str, ...] = field(default=("o",))
+    anchors: tuple[str, ...] = ("o",)
 
     def path(self, role: str, layer: str, tree: Tree | None) -> str | None:
         """The module that plays a role.
