@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +12,18 @@ from deltaw.adapter import Adapter
 from deltaw.errors import CheckpointError, DeltawError, nearest
 from deltaw.fingerprint import differences, fingerprint
 from deltaw.functional import scaling_of
-from deltaw.keys import Contents
-from deltaw.layers import kind_of
+from deltaw.keys import SHARED, Contents
+from deltaw.layers import Kind, kind_of
+from deltaw.layers.slices import Ranges
 from deltaw.patterns import Matcher, block_indices
-from deltaw.peft_config import alpha_for
+from deltaw.peft_config import alpha_for, is_vera, stated_rank
+from deltaw.settle import Choice, Chosen, finish
 from deltaw.sites import Part, Plan
-from deltaw.targets import Choice, finish
+from deltaw.stack import Stack, split, unstacked
 from deltaw.ties import storage_key
 from deltaw.tree import base_modules, base_state
+from deltaw.variants import VARIANTS, variant_of
+from deltaw.view import View
 
 __all__ = ["Fit", "fit"]
 
@@ -35,7 +38,9 @@ class Fit:
 
     Args:
         plan: what to attach.
-        factors: (path, part name) -> (A, B).
+        tensors: (path, part name) -> the update's tensors by name.
+        shared: name -> tensors that all sites read.
+        rows: path -> trained rows of a token table, in the order of the plan's ids.
         copies: path -> state dict of a module trained in full.
         biases: path -> trained bias.
         total: number of modules the file speaks of.
@@ -43,7 +48,9 @@ class Fit:
     """
 
     plan: Plan
-    factors: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    tensors: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
     copies: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     total: int = 0
@@ -61,7 +68,13 @@ class _Fitting:
         self.problems: list[str] = []
         self.notes: list[str] = []
         self.chosen: dict[str, Choice] = {}
-        self.factors: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
+        self.tensors: dict[tuple[str, str], dict[str, Tensor]] = {}
+        self.tokens: dict[str, tuple[int, ...]] = {}
+        self.token_rows: dict[str, Tensor] = {}
+        self.stabilized = bool(self.raw.get("use_rslora", False))
+        own = self.own.get("variant", ())
+        extra = tuple(name for name in own if name in VARIANTS) if isinstance(own, list) else ()
+        self.variant = variant_of((*adapter.config.variant, *extra)).names
         self.copies: dict[str, dict[str, Tensor]] = {}
         self.biases: dict[str, Tensor] = {}
 
@@ -92,54 +105,150 @@ class _Fitting:
                 self.problems.append(
                     f"'{path}' has lora_{'A' if 0 in pair else 'B'} but no lora_{'B' if 0 in pair else 'A'}"
                 )
-            elif self._sizes_fit(path, pair[0], pair[1], kind.sizes(module)):
-                self._parts(path, pair[0], pair[1], kind.sizes(module)[1])
+            elif path not in self.own.get("unworn", ()):
+                self._site(path, module, kind, *kind.unpack(module, pair[0], pair[1]))
+        for path in sorted(set(self.contents.extras) - set(self.contents.factors)):
+            self.problems.append(f"'{path}' has {', '.join(self.contents.extras[path])} but no factors")
+        self._vectors()
 
-    def _sizes_fit(self, path: str, lora_A: Tensor, lora_B: Tensor, sizes: tuple[int, int]) -> bool:
-        found = (tuple(lora_A.shape), tuple(lora_B.shape))
-        rank = lora_A.shape[0] if lora_A.dim() == 2 else 0
-        if rank == 0 or found != ((rank, sizes[0]), (sizes[1], rank)):
-            self.problems.append(f"'{path}': A {found[0]} and B {found[1]} do not fit a {sizes[0]} -> {sizes[1]} layer")
-            return False
-        stated = self.raw.get("r", 8)
-        for key, value in (self.raw.get("rank_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({key})$", path):
-                stated = value
-                break
+    def _site(self, path: str, module: nn.Module, kind: Kind, lora_A: Tensor, lora_B: Tensor) -> None:
+        rank = lora_A.shape[0] if lora_A.dim() > 1 else 0
+        n_in, n_out = kind.sizes(module)
+        fits = kind.shapes(module, rank, n_in, n_out)
+        if lora_A.numel() == 0 and self.contents.factors[path][0].numel():
+            self.problems.append(f"'{path}': A mixes the groups of a grouped convolution, so it has no update here")
+            return
+        if not rank or rank % kind.groups(module) or (tuple(lora_A.shape), tuple(lora_B.shape)) != fits:
+            found = f"A {tuple(lora_A.shape)} and B {tuple(lora_B.shape)}"
+            self.problems.append(f"'{path}': {found} do not fit a {n_in} -> {n_out} layer")
+            return
+        stated = stated_rank(self.raw, path)
         if stated != rank:
             self.problems.append(f"'{path}': rank {rank} in the tensors, {stated} in adapter_config.json")
-        return True
-
-    def _parts(self, path: str, lora_A: Tensor, lora_B: Tensor, width: int) -> None:
-        """Parts of one site: one, or the slices that our metadata describes."""
-        rank, alpha = lora_A.shape[0], alpha_for(self.raw, path)
-        scaling = scaling_of(rank, alpha, bool(self.raw.get("use_rslora", False)))
-        slices = self.own.get("slices", {}).get(path)
-        if not slices:
-            self.chosen[path] = Choice(
-                path, parts=(Part(name="", rank=rank, alpha=alpha, scaling=scaling, out_features=width),)
-            )
-            self.factors[path, ""] = (lora_A, lora_B)
             return
-        parts, start, folded = [], 0, len({entry["scaling"] for entry in slices}) > 1
-        for entry in slices:
-            rows = tuple((int(a), int(b)) for a, b in entry["rows"])
-            index = torch.cat([torch.arange(a, b) for a, b in rows])
-            stop = start + int(entry["rank"])
-            own_B = lora_B[index, start:stop] / (entry["scaling"] if folded else 1.0)
-            self.factors[path, entry["name"]] = (lora_A[start:stop], own_B)
-            parts.append(
-                Part(
-                    name=entry["name"],
-                    rank=int(entry["rank"]),
-                    alpha=entry["alpha"],
-                    scaling=entry["scaling"],
-                    out_features=len(index),
-                    rows=rows,
-                )
+        extras = self._extras(path, n_out)
+        if extras is None:
+            return
+        alpha = alpha_for(self.raw, path)
+        stack = Stack(lora_A, lora_B, scaling_of(rank, alpha, self.stabilized), extras, alpha)
+        try:
+            self._parts(path, n_out, stack)
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            self.problems.append(f"'{path}': what deltaw noted about it in the metadata is damaged ({error!r})")
+
+    def _extras(self, path: str, width: int) -> dict[str, Tensor] | None:
+        """What the file's variant keeps beside the factors: all of it, and nothing else."""
+        wanted = set(self.variant) & {"dora", "lora_bias"}
+        names = {{"dora": "magnitude", "lora_bias": "bias_B"}[name] for name in wanted}
+        found = self.contents.extras.get(path, {})
+        for name in sorted(names ^ set(found)):
+            self.problems.append(
+                f"'{path}' has no {name}, which the configuration asks for"
+                if name in names
+                else f"'{path}' has a {name}, which the configuration does not speak of"
             )
-            start = stop
-        self.chosen[path] = Choice(path, parts=tuple(parts))
+        wrong = [name for name in sorted(names & set(found)) if found[name].numel() != width]
+        self.problems += [f"'{path}': {name} has {found[name].numel()} values, not {width}" for name in wrong]
+        if wrong or names ^ set(found):
+            return None
+        return {name: tensor.reshape(-1) for name, tensor in found.items()}
+
+    def _parts(self, path: str, width: int, stack: Stack) -> None:
+        """Parts of one site: one, or the slices that our metadata describes."""
+        said = self.own.get("slices", {}).get(path)
+        padded = self.own.get("padded", {}).get(path)
+        started = self.own.get("starts", {}).get(path)
+        if padded is not None:
+            rank, factor = int(padded["rank"]), stack.scaling / padded["scaling"]
+            B = stack.lora_B[:, :rank]
+            stack = Stack(stack.lora_A[:rank], B if factor == 1 else B * factor, padded["scaling"], stack.extras)
+            stack.alpha = padded["alpha"] or stack.numerator(self.stabilized)
+        if said:
+            found = []
+            for note, tensors in unstacked(stack, said):
+                rows = tuple((int(a), int(b)) for a, b in note["rows"])
+                sizes = (int(note["rank"]), note["alpha"], note["scaling"], len(tensors["lora_B"]))
+                found.append(self._part(note["name"], *sizes, "start_A" in tensors, rows))
+                self.tensors[path, note["name"]] = tensors
+            self.chosen[path] = Choice(path, parts=tuple(found))
+            return
+        rank = stack.rank if started is None else int(started["rank"])
+        alpha = stack.numerator(self.stabilized) if started is None else started["alpha"]
+        scaling = stack.scaling if started is None else scaling_of(rank, alpha, self.stabilized)
+        self.tensors[path, ""] = split(stack.lora_A, stack.lora_B, started is not None) | stack.extras
+        self.chosen[path] = Choice(path, parts=(self._part("", rank, alpha, scaling, width, started is not None),))
+
+    def _part(
+        self, name: str, rank: int, alpha: float, scaling: float, width: int, subtract: bool, rows: Ranges = ()
+    ) -> Part:
+        return Part(
+            name=name,
+            rank=rank,
+            alpha=alpha,
+            scaling=scaling,
+            out_features=width,
+            rows=rows,
+            variant=self.variant,
+            subtract=subtract,
+        )
+
+    def _vectors(self) -> None:
+        """A VeRA file: two vectors for each module, two matrices for all of them."""
+        if not is_vera(self.raw):
+            odd = [*self.contents.vectors, *self.contents.shared]
+            self.problems += [f"'{name}' holds tensors of VeRA, the configuration does not" for name in sorted(odd)]
+            return
+        missing = sorted(set(SHARED) - set(self.contents.shared))
+        self.problems += [f"no tensor '{SHARED[name]}', which all modules share" for name in missing]
+        rank = stated_rank(self.raw)
+        for path, vectors in self.contents.vectors.items():
+            module = self.modules.get(path)
+            kind = kind_of(module) if module is not None else None
+            if module is None or kind is None or kind.name not in ("Linear", "Conv1D"):
+                names = [p for p, m in self.modules.items() if kind_of(m) is not None]
+                self.problems.append(f"no linear module '{path}' in the model; nearest: {nearest(path, names, 2)}")
+                continue
+            n_in, n_out = kind.sizes(module)
+            sizes = {"vera_b": (n_out,), "vera_d": (rank,)}
+            wide = {"vera_A": (rank, n_in), "vera_B": (n_out, rank)}
+            bad = [name for name, shape in sizes.items() if tuple(vectors.get(name, torch.empty(0, 0)).shape) != shape]
+            bad += [
+                name
+                for name, shape in wide.items()
+                if name in self.contents.shared
+                and (
+                    self.contents.shared[name].dim() != 2
+                    or any(have < need for have, need in zip(self.contents.shared[name].shape, shape, strict=True))
+                )
+            ]
+            if bad:
+                self.problems.append(f"'{path}': {', '.join(bad)} do not fit a {n_in} -> {n_out} layer at rank {rank}")
+                continue
+            self.chosen[path] = Choice(path, parts=(self._part("", rank, rank, 1.0, n_out, False),))
+            self.tensors[path, ""] = vectors
+
+    def rows(self) -> None:
+        """Trained rows of token tables."""
+        stated = self.raw.get("trainable_token_indices") or {}
+        for path, tensor in self.contents.rows.items():
+            module: Any = self.modules.get(path)
+            by_name = stated if isinstance(stated, dict) else {path: stated}
+            ids = next((i for name, i in by_name.items() if path == name or path.endswith(f".{name}")), None)
+            if module is None or not isinstance(module, nn.Embedding):
+                self.problems.append(f"trained rows '{path}' belong to no embedding of the model")
+            elif ids is None or tuple(tensor.shape) != (len(ids), module.embedding_dim) or len(set(ids)) != len(ids):
+                self.problems.append(f"'{path}': {tuple(tensor.shape)} trained rows do not fit the token ids stated")
+            elif max(ids) >= module.num_embeddings:
+                self.problems.append(
+                    f"'{path}' has {module.num_embeddings} rows, the file trains row {max(ids)}: resize it first"
+                )
+            else:
+                order = sorted(range(len(ids)), key=ids.__getitem__)
+                self.tokens[path] = tuple(ids[i] for i in order)
+                self.token_rows[path] = tensor[torch.tensor(order)]
+        named = {name for name in stated} if isinstance(stated, dict) else ({""} if stated else set())
+        lacking = [n for n in named if not any(p == n or p.endswith(f".{n}") or not n for p in self.contents.rows)]
+        self.problems += [f"no trained rows for '{name}', which the configuration names" for name in sorted(lacking)]
 
     def expected(self) -> None:
         """Modules the configuration targets must be in the file; patterns that match nothing are worth a line."""
@@ -161,6 +270,7 @@ class _Fitting:
                 excluded = any(Matcher(p).matches(path, self.modules[path]) for p in config.exclude)  # type: ignore[union-attr]
                 if (
                     path not in self.contents.factors
+                    and path not in self.contents.vectors
                     and path.startswith(prefixes)
                     and not excluded
                     and not self._saved_whole(path)
@@ -175,7 +285,7 @@ class _Fitting:
         mode = self.raw.get("bias", "none")
         for name, tensor in self.contents.base.items():
             path, _, leaf = name.rpartition(".")
-            if leaf == "bias" and mode != "none" and path in self.contents.factors:
+            if leaf == "bias" and mode != "none" and (path in self.contents.factors or path in self.contents.vectors):
                 self._bias(path, tensor)
             else:
                 self._frozen(path, leaf, tensor)
@@ -315,11 +425,12 @@ def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -
     work = _Fitting(model, adapter, allow_other_base)
     work.finite()
     work.sites()
+    work.rows()
     work.expected()
     work.rest()
     work.base()
     ties = _twins_of(work)
-    if not work.contents.factors and not work.copies and not work.biases and not work.problems:
+    if not work.chosen and not work.copies and not work.biases and not work.tokens and not work.problems:
         work.problems.append("the file holds no tensor of an adapter")
     if work.problems:
         shown = work.problems[:_SHOWN] + (
@@ -340,10 +451,20 @@ def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -
     order = [path for path in work.modules if path in work.chosen]
     biases = [(path, work.modules[path]) for path in work.modules if path in work.biases]
     copies = [path for path in work.modules if path in work.copies]
-    config: Any = adapter.config.replace(ties=ties)
-    made = finish(model, config, {path: work.chosen[path] for path in order}, copies, biases, {}, [])
-    total = len(work.contents.factors) + len(copies)
-    return Fit(made, work.factors, work.copies, work.biases, total, work.notes + list(made.notes))
+    config = adapter.config.replace(ties=ties, train_rows=work.tokens, variant=work.variant)
+    chosen = Chosen({path: work.chosen[path] for path in order}, copies, biases, work.tokens, {}, [])
+    made = finish(View(model), config, chosen)
+    total = len(work.contents.factors) + len(work.contents.vectors) + len(copies) + len(work.tokens)
+    return Fit(
+        plan=made,
+        tensors=work.tensors,
+        shared=work.contents.shared,
+        rows=work.token_rows,
+        copies=work.copies,
+        biases=work.biases,
+        total=total - len(work.own.get("unworn", ())),
+        notes=work.notes + list(made.notes),
+    )
 
 
 def _hint(work: _Fitting) -> str:
