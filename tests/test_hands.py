@@ -245,18 +245,6 @@ def test_the_encoder_layers_fast_path_is_refused(config: dict[str, Any]) -> None
             torch.backends.mha.set_fastpath_enabled(True)
 
 
-def test_save_pretrained_names_the_two_verbs(tmp_path: Path) -> None:
-    model = builders.llama()
-    builders.attach(model, targets=["q_proj"])
-    with pytest.raises(StateError) as caught:
-        model.save_pretrained(tmp_path / "out")
-    assert "deltaw.save(" in caught.value.hint and "deltaw.merge(" in caught.value.hint
-    assert not (tmp_path / "out").exists()
-    dw.detach(model)
-    model.save_pretrained(tmp_path / "out")
-    assert "save_pretrained" not in vars(model)
-
-
 def test_autocast() -> None:
     model = worn()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -12,13 +12,15 @@ from typing import Any
 
 from torch import nn
 
+from deltaw.carry import listen
 from deltaw.config import LoRAConfig
 from deltaw.errors import ConfigError
 from deltaw.gather import gather
 from deltaw.layer import container_of, is_lora, refuse_shadowed, take_off
 from deltaw.place import place, touched
+from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Record, Worn, find_record, record_of
-from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order, refuse_save_pretrained
+from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order
 from deltaw.reports import count
 from deltaw.sites import Plan, Site
 from deltaw.targets import plan
@@ -192,10 +194,9 @@ def attach_plan(
     if record is None:
         record = Record(flags={key: p.requires_grad for key, p in root.named_parameters()})
         root.__dict__[RECORD] = record
-        record.hook = root.register_load_state_dict_pre_hook(note_load)  # type: ignore[no-untyped-call]
+        record.hook = listen(root)
         root.requires_grad_(False)
-        if callable(getattr(root, "save_pretrained", None)):
-            root.__dict__["save_pretrained"] = refuse_save_pretrained
+        stand_in(root)
     try:
         place(made, name, record, data or {})
     except BaseException:
@@ -272,8 +273,7 @@ def _remove(root: nn.Module, record: Record, names: list[str]) -> int:
     if not record.adapters:
         root.__dict__.pop(RECORD)
         record.hook.remove()
-        if root.__dict__.get("save_pretrained") is refuse_save_pretrained:
-            del root.__dict__["save_pretrained"]
+        stand_down(root)
         for key, parameter in root.named_parameters():
             parameter.requires_grad_(record.flags.get(key, parameter.requires_grad))
     return restored

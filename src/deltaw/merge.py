@@ -21,8 +21,9 @@ from deltaw.keep import Kept, check_unchanged, keep, restore
 from deltaw.layer import container_of, put_back, take_off
 from deltaw.factors import Pair
 from deltaw.layers import Kind, kind_of, weight_of
+from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Mix, Record, record_of
-from deltaw.refuse import is_sharded, refuse_save_pretrained
+from deltaw.refuse import is_sharded
 from deltaw.reports import size
 from deltaw.sites import BaseView
 from deltaw.ties import storage_key
@@ -350,8 +351,7 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None) -> 
         raise
     for path, module in record.modules.items():
         kept.containers.append((path, module, take_off(path, module)))
-    if root.__dict__.get("save_pretrained") is refuse_save_pretrained:
-        del root.__dict__["save_pretrained"]
+    stand_down(root)
     record.merged = kept
     sites = len(kept.originals)
     return MergeReport(mix=mix, sites=sites, kept_bytes=kept.num_bytes, full_bytes=full, unchanged=tuple(unchanged))
@@ -403,8 +403,7 @@ def unmerge(model: nn.Module) -> UnmergeReport:
         restore(original)
     for _, module, container in kept.containers:
         put_back(module, container)
-    if callable(getattr(root, "save_pretrained", None)):
-        root.__dict__["save_pretrained"] = refuse_save_pretrained
+    stand_in(root)
     record.merged = None
     assert root.__dict__[RECORD] is record
     return UnmergeReport(mix=kept.mix, sites=len(kept.originals))

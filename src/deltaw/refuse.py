@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 from torch import nn
 
@@ -14,9 +13,7 @@ from deltaw.sites import Plan
 from deltaw.tree import base_modules
 from deltaw.worn import Adapters
 
-__all__ = [
-    "is_sharded", "refuse_foreign", "refuse_meta", "refuse_name", "refuse_order", "refuse_save_pretrained",
-]  # fmt: skip
+__all__ = ["is_sharded", "refuse_foreign", "refuse_meta", "refuse_name", "refuse_order"]
 
 
 def refuse_name(record: Record | None, name: str) -> None:
@@ -120,22 +117,3 @@ def refuse_meta(made: Plan, loading: bool) -> None:
                 expected="a materialized module",
                 hint="load the base's weights first; only low-rank terms can be attached to meta modules.",
             )
-
-
-def refuse_save_pretrained(*args: Any, **kwargs: Any) -> None:
-    """Stand in for ``save_pretrained`` of an attached model, which would lose the adapter in silence.
-
-    Args:
-        *args: as for ``save_pretrained``.
-        **kwargs: as for ``save_pretrained``.
-
-    Raises:
-        StateError: always.
-    """
-    raise StateError(
-        "save_pretrained would lose the adapter",
-        where="a model with adapters attached",
-        got=f"save_pretrained({', '.join(map(repr, args))})",
-        expected="deltaw's own verbs",
-        hint="deltaw.save(model, directory) writes the adapter; deltaw.merge(model) first writes a merged model.",
-    )
