@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltaw.carry import listen
 from deltaw.config import LoRAConfig
@@ -25,7 +25,6 @@ from deltaw.reports import count
 from deltaw.sites import Plan, Site
 from deltaw.targets import plan
 from deltaw.tree import require_model
-from deltaw.worn import BiasOnly, FullCopy, Twin, site_lora
 
 __all__ = [
     "AttachReport", "DetachReport", "activate", "active", "attach", "attach_plan", "attached", "detach", "disabled",

@@ -151,7 +151,7 @@ def _values(model: nn.Module, record: Record) -> Iterator[Problem]:
                     "go back to an earlier checkpoint and lower the learning rate.",
                 )
         pairs: list[Any] = list(getattr(entry, "parts", tuple)())
-        zero = bool(pairs) and not any(bool(A.any()) and bool(B.any()) for _, A, B, _ in pairs if not A.is_meta)
+        zero = bool(pairs) and not any(all(not t.is_meta and bool(t.any()) for t in pair.factors) for pair in pairs)
         training = any(p.requires_grad for p in entry.parameters())
         idle[name] = idle.get(name, True) and zero and not training
     for name, nothing in idle.items():

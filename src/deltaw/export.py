@@ -102,9 +102,8 @@ def _attention(model: nn.Module, written: _Written) -> set[str]:
                 written.own.setdefault("unworn", []).append(path)
         first, second = (written.stacks[path] for path in paths)
         was = [(stack.rank, stack.scaling, stack.alpha) for stack in (first, second)]
-        level(first, second)
-        for path, (rank, scaling, alpha), stack in zip(paths, was, (first, second), strict=True):
-            if (rank, scaling) != (stack.rank, stack.scaling):
+        if level(first, second):
+            for path, (rank, scaling, alpha) in zip(paths, was, strict=True):
                 written.own.setdefault("padded", {})[path] = {"rank": rank, "scaling": scaling, "alpha": alpha}
     return {path for path in written.stacks if _parent_attention(model, path) is not None}
 

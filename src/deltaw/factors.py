@@ -52,7 +52,8 @@ def cut(pair: Pair, start: int, stop: int, width: int) -> Pair | None:
     """
     if (start, stop) == (0, width):
         return pair
-    own = torch.arange(start, stop, device=pair.tensors["lora_B"].device) if pair.rows is None else pair.rows
+    device = pair.tensors["lora_B"].device
+    own = torch.arange(width, device=device) if pair.rows is None else pair.rows
     chosen = ((own >= start) & (own < stop)).nonzero().view(-1)
     if not len(chosen):
         return None
@@ -119,7 +120,8 @@ class Factors(nn.Module):
         self._draw(request)
 
     def _first(self) -> Tensor:
-        return next(iter(self.tensors().values()))
+        first: Tensor = next(iter(self.tensors().values()))
+        return first
 
     def _draw(self, request: Request) -> None:
         if self._first().is_meta:
@@ -237,4 +239,3 @@ def site_lora(
             made.add_module(slot(part.name), Factors(part, request, device, shared))
     made.start(config, site.kind.droppable, seed, site.path)
     return made
-

@@ -233,7 +233,8 @@ def pissa(request: Request) -> tuple[Tensor, Tensor]:
         Meng et al. 2024, arXiv:2404.02948, eq. 2-4.
 
     Example:
-        >>> A, B = pissa(Request(in_features=2, out_features=2, rank=1, seed=0, weight=lambda: torch.diag(torch.tensor([4., 1.]))))
+        >>> W = torch.diag(torch.tensor([4.0, 1.0]))
+        >>> A, B = pissa(Request(in_features=2, out_features=2, rank=1, seed=0, weight=lambda: W))
         >>> (B @ A).round().tolist()
         [[4.0, 0.0], [0.0, 0.0]]
     """

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deltaw.errors import ModelError, StateError, TargetError
 from deltaw.factors import Pair, cut
+from deltaw.functional import add_term
 from deltaw.layers import KINDS, Kind, kind_of
 from deltaw.layers.bias import add_bias
 from deltaw.layers.readers import READERS, reader_of
@@ -44,9 +45,7 @@ _BASE = "_deltaw_base"
 _CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
 
 
-def _add(
-    module: nn.Module, kind: Kind, out: Tensor, x: Tensor, pair: Pair, weight: float, start: int = 0
-) -> Tensor:
+def _add(module: nn.Module, kind: Kind, out: Tensor, x: Tensor, pair: Pair, weight: float, start: int = 0) -> Tensor:
     """Add one update's term to an output, whose first feature is the weight's row ``start``."""
     part, tensors, rows = pair
     update = part.update
@@ -55,10 +54,13 @@ def _add(
     if "start_A" in tensors:
         # two products and not one of joined factors: while both are equal, their difference is exactly zero
         term = term - kind.up(module, kind.down(module, x, tensors["start_A"], out.dtype), tensors["start_B"])
-    if update.shift is not None:
-        term = term + kind.spread(module, update.shift(tensors).to(term.dtype))
     view = BaseView(kind, module, rows if rows is None else rows + start)
-    return update.apply(out, term, part.scaling * weight, tensors, rows, view)
+    out = update.apply(out, term, part.scaling * weight, tensors, rows, view)
+    if update.shift is None:
+        return out
+    shift = kind.spread(module, update.shift(tensors))
+    shift = shift if rows is None else shift.expand(*out.shape[:-1], len(rows))
+    return add_term(out, shift, part.scaling * weight, rows)
 
 
 def _project(module: nn.Module, kind: Kind, worn: list[tuple[Any, float]]) -> Callable[..., Tensor]:
@@ -78,7 +80,7 @@ def _project(module: nn.Module, kind: Kind, worn: list[tuple[Any, float]]) -> Ca
 def _besides(module: nn.Module, out: Tensor, x: Tensor, tokens: TokenRows) -> Tensor:
     """Put trained rows in the place of the table's: what was looked up, or the scores of a tied head."""
     if not isinstance(module, nn.Embedding):
-        return read_out(out, x, tokens, getattr(module, "bias", None))  # type: ignore[arg-type]
+        return read_out(out, x, tokens, getattr(module, "bias", None))
     scale = getattr(module, "embed_scale", None)
     return look_up(out, x, tokens, module.padding_idx, module.scale_grad_by_freq, scale)
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.errors import StateError
+from deltaw.factors import Pair
 from deltaw.functional import compute_dtype, merge_weight
 from deltaw.keep import Kept, check_unchanged, keep, restore
 from deltaw.layer import container_of, put_back, take_off
-from deltaw.factors import Pair
 from deltaw.layers import Kind, kind_of, weight_of
 from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Mix, Record, record_of
@@ -30,7 +30,7 @@ from deltaw.ties import storage_key
 from deltaw.tree import base_modules, require_model
 from deltaw.worn import Adapters, FullCopy, Twin
 
-__all__ = ["MergeReport", "UnmergeReport", "dense_delta", "merge", "unmerge"]
+__all__ = ["MergeReport", "UnmergeReport", "bias_value", "dense_delta", "merge", "unmerge"]
 
 _SUMMABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -133,8 +133,17 @@ def _weight_value(module: Any, kind: Kind, entries: list[tuple[Any, float]]) -> 
     return kind.settled(module, merge_weight(kind.settled(module, stored), total))
 
 
-def _bias_value(module: Any, kind: Kind | None, entries: list[tuple[Any, float]]) -> Tensor | None:
-    """A bias with what adapters make of it, or None where they leave it alone."""
+def bias_value(module: Any, kind: Kind | None, entries: list[tuple[Any, float]]) -> Tensor | None:
+    """A bias with what adapters make of it.
+
+    Args:
+        module: the module.
+        kind: its kind, or None where it has none.
+        entries: (adapter's module there, weight).
+
+    Returns:
+        Shape (O), or None where the bias is left alone.
+    """
     name = "bias" if kind is None else kind.bias
     own = module._parameters.get(name)
     trained = next((entry.bias for entry, _ in entries if getattr(entry, "bias", None) is not None), None)
@@ -174,7 +183,7 @@ def _changes(record: Record, mix: Mix) -> list[_Change]:
             where = f"{path}.{kind.parameter}"
             shape = _shape(kind, module)
             changes.append(_Change(where=where, parameter=kind.weight(module), value=value, readers=alike, shape=shape))
-        bias = _bias_value(module, kind, worn)
+        bias = bias_value(module, kind, worn)
         if bias is not None:
             name = "bias" if kind is None else kind.bias
             parameter, reader = module._parameters.get(name), frozenset({id(module)})
@@ -187,7 +196,7 @@ def _changes(record: Record, mix: Mix) -> list[_Change]:
 
 def _updates_weight(entry: Any) -> bool:
     """Whether an adapter changes the weight of the module it stands at, and is not the twin of one that does."""
-    if isinstance(entry, Twin) or isinstance(entry, FullCopy):
+    if isinstance(entry, Twin | FullCopy):
         return False
     return hasattr(entry, "parts") or getattr(entry, "tokens", None) is not None
 
@@ -232,6 +241,8 @@ def _check_writable(change: _Change) -> None:
         if isinstance(weight, Tensor)
         else "no stored tensor: it is absent, packed, or computed by a parametrization"
     )
+    if weight is None and change.where.endswith("bias"):
+        got = "no bias: the one that was trained has nowhere to go"
     raise _refuse(
         "this weight cannot be merged into", f"parameter '{change.where}'", got, "a plain floating-point weight",
         "merge into a dequantized, loaded copy of the base; remove parametrizations first.",

@@ -162,7 +162,7 @@ def stated_rank(raw: Mapping[str, Any], path: str | None = None) -> int:
         2
     """
     for key, rank in (raw.get("rank_pattern") or {}).items() if path is not None else ():
-        if re.match(rf"(.*\.)?({key})$", path):
+        if re.match(rf"(.*\.)?({key})$", path or ""):
             return int(rank)
     return int(raw.get("r", 256 if is_vera(raw) else 8))
 

@@ -1,4 +1,4 @@
-"""Hazards, aliases and ties of chosen modules: what is refused before anything is touched, and the plan that is left."""
+"""Hazards, aliases and ties of chosen modules: what is refused before anything is touched, and what is left."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from deltaw.config import LoRAConfig
-from deltaw.errors import ConfigError, TargetError, TieError
+from deltaw.errors import TargetError, TieError
 from deltaw.initialize import INITIALIZATIONS
 from deltaw.layers import Kind, kind_of
 from deltaw.layers.readers import readers_above
@@ -137,8 +137,6 @@ def _twins(path: str, module: nn.Module, others: list[User], policy: str) -> tup
     return tuple(twins)
 
 
-
-
 def _refuse_copy(path: str, module: nn.Module, users: Mapping[tuple[int, ...], list[User]], policy: str) -> None:
     """Refuse to train a module in full where a copy of it cannot be trained, or would part from its twin unasked."""
     inside = {id(m) for m in module.modules()}
@@ -162,8 +160,6 @@ def _refuse_copy(path: str, module: nn.Module, users: Mapping[tuple[int, ...], l
             )
 
 
-
-
 def _refuse_two_minds(choice: Choice, path: str, twins: Iterable[str], chosen: Mapping[str, Choice]) -> None:
     """Refuse one shared update for which two users ask for different ranks or strengths."""
     want = [(part.rank, part.scaling) for part in choice.parts]
@@ -177,8 +173,6 @@ def _refuse_two_minds(choice: Choice, path: str, twins: Iterable[str], chosen: M
                 expected="the same for both",
                 hint="make the patterns of rank_pattern and alpha_pattern agree.",
             )
-
-
 
 
 def finish(tree: View, config: LoRAConfig, chosen: Chosen) -> Plan:
@@ -342,5 +336,3 @@ def _remarks(sites: list[Site], config: LoRAConfig) -> list[str]:
         if any(part.rank > min(site.in_features, part.out_features) for part in site.parts):
             notes.append(f"'{site.path}' has a rank above its full rank {min(site.in_features, site.out_features)}")
     return notes
-
-

@@ -199,6 +199,13 @@ class Rows:
     index: tuple[int, ...]
     twins: tuple[tuple[str, nn.Module, Kind], ...] = ()
 
+    @property
+    def width(self) -> int:
+        """Number of values in a row."""
+        table = self.module._parameters["weight"]
+        assert table is not None
+        return int(table.shape[1])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -232,7 +239,7 @@ class Plan:
         factors = sum(site.parameters for site in self.sites)
         copies = sum(p.numel() for _, module in self.copies for p in module.parameters())
         biases = [module._parameters["bias"] for _, module in self.biases]
-        rows = sum(len(rows.index) * int(rows.module.weight.shape[1]) for rows in self.tokens)  # type: ignore[union-attr, arg-type, index]
+        rows = sum(len(rows.index) * rows.width for rows in self.tokens)
         return factors + copies + rows + sum(bias.numel() for bias in biases if bias is not None)
 
     def __str__(self) -> str:

@@ -156,13 +156,18 @@ def split(lora_A: Tensor, lora_B: Tensor, subtract: bool) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def level(first: Stack, second: Stack) -> None:
+def level(first: Stack, second: Stack) -> bool:
     """Give two stacks one rank and one scaling.
 
     Args:
         first: keeps its scaling.
         second: has the difference folded into its B where the scalings differ.
+
+    Returns:
+        Whether anything had to be changed.
     """
+    if (first.rank, first.scaling) == (second.rank, second.scaling):
+        return False
     if second.scaling != first.scaling:
         factor = second.scaling / first.scaling
         second.lora_B = second.lora_B * factor
@@ -175,5 +180,5 @@ def level(first: Stack, second: Stack) -> None:
             A, B = stack.lora_A, stack.lora_B
             stack.lora_A = torch.cat([A, A.new_zeros((missing, *A.shape[1:]))])
             stack.lora_B = torch.cat([B, B.new_zeros((B.shape[0], missing, *B.shape[2:]))], dim=1)
-    if first.alpha is None or second.alpha is None or first.alpha != second.alpha or first.rank != second.rank:
-        first.alpha = second.alpha = None
+    first.alpha = second.alpha = None
+    return True

@@ -92,7 +92,7 @@ def _choose(tree: View, config: LoRAConfig, matched: dict[str, int]) -> dict[str
                 + ".",
             )
         matched[name] = len(usable)
-        for path in [wider for path in usable for wider in _whole(tree, path, matcher.slices)]:
+        for path in [path for found_path in usable for path in _whole(tree, found_path, matcher.slices)]:
             choice = chosen.setdefault(path, Choice(name, matcher.slices))
             if bool(choice.slices) != bool(matcher.slices):
                 raise ConfigError(
@@ -219,7 +219,7 @@ def _refuse_rank(path: str, module: nn.Module, kind: Kind, rank: int) -> None:
 
 def _tokens(tree: View, config: LoRAConfig) -> dict[str, tuple[int, ...]]:
     """Token tables of which some rows are trained."""
-    given: Mapping[str, Sequence[int]] = config.train_rows  # type: ignore[assignment]
+    given: Mapping[str, Sequence[int]] = config.train_rows
     found: dict[str, tuple[int, ...]] = {}
     for pattern, index in given.items():
         paths = tree.find(pattern)

@@ -55,8 +55,10 @@ class Twin(nn.Module):
             The primary's pairs; where the weight is read the other way round, A and B exchange roles.
         """
         for pair in getattr(self.primary[0], "parts", tuple)():
-            yield pair if not self.flipped else Pair(
-                pair.part, {_OTHER[name]: tensor.t() for name, tensor in pair.tensors.items()}, None
+            yield (
+                pair
+                if not self.flipped
+                else Pair(pair.part, {_OTHER[name]: tensor.t() for name, tensor in pair.tensors.items()}, None)
             )
 
     def dropped(self, x: Tensor) -> Tensor:

@@ -34,12 +34,14 @@ def _matches(module: nn.Module) -> bool:
 
 def _projected(module: Any, query: Tensor, key: Tensor, value: Tensor, project: Project) -> list[Tensor]:
     """Queries, keys and values; inputs that are one tensor are projected in one product."""
-    width, runs = module.embed_dim, [[query, 0, 1]]
+    width: int = module.embed_dim
+    runs: list[tuple[Tensor, int, int]] = [(query, 0, 1)]
     for i, x in ((1, key), (2, value)):
-        if x is runs[-1][0]:
-            runs[-1][2] = i + 1
+        last_x, first, _ = runs[-1]
+        if x is last_x:
+            runs[-1] = (x, first, i + 1)
         else:
-            runs.append([x, i, i + 1])
+            runs.append((x, i, i + 1))
     out: list[Tensor] = []
     for x, first, last in runs:
         start, stop = first * width, last * width
@@ -106,7 +108,7 @@ def _forward(module: Any, project: Project, args: tuple[Any, ...], kwargs: dict[
     query, key, value = (seen[id(x)] for x in (query, key, value))
     padding = padding.unsqueeze(0) if padding is not None and not batched else padding
     extra = int(module.bias_k is not None) + int(module.add_zero_attn)
-    hint = causal and padding is None and not weighted and not extra
+    hint = causal and padding is None and not weighted
     attn_mask, padding = _masks(module, query, None if hint else attn_mask, padding, extra)
     q, k, v = _projected(module, query, key, value, project)
     k, v = _extended(module, k, v)

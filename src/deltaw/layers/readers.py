@@ -1,7 +1,8 @@
 """Modules whose own forward reads the weights of their children: they must know that an adapter is at work.
 
 ``nn.TransformerEncoderLayer`` takes a fused path in eval mode that never calls its children. It asks first whether
-its activation is one the kernel knows; while an adapter is active, the adapted class answers no.
+its activation is one the kernel knows; while an adapter is active, the adapted class answers no. A stack of them that
+would run on nested tensors, which only the fused path can, says likewise that it does not.
 """
 
 from __future__ import annotations
@@ -32,22 +33,32 @@ class Reader:
     members: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _known_activation(module: Any) -> int:
-    value: int = module.__dict__["activation_relu_or_gelu"]
-    return 0 if module._modules[CONTAINER].record.current() else value
+def _off_while_active(name: str) -> property:
+    """An attribute of the instance that reads as false while an adapter is active."""
 
+    def read(module: Any) -> Any:
+        value = module.__dict__[name]
+        return type(value)() if module._modules[CONTAINER].record.current() else value
 
-def _set_activation(module: Any, value: int) -> None:
-    module.__dict__["activation_relu_or_gelu"] = value
+    def write(module: Any, value: Any) -> None:
+        module.__dict__[name] = value
+
+    return property(read, write)
 
 
 ENCODER_LAYER = Reader(
     name="TransformerEncoderLayer",
     matches=lambda module: isinstance(module, nn.TransformerEncoderLayer),
-    members={"activation_relu_or_gelu": property(_known_activation, _set_activation)},
+    members={"activation_relu_or_gelu": _off_while_active("activation_relu_or_gelu")},
 )
 
-READERS: dict[str, Reader] = {reader.name: reader for reader in (ENCODER_LAYER,)}
+ENCODER = Reader(
+    name="TransformerEncoder",
+    matches=lambda module: isinstance(module, nn.TransformerEncoder) and "use_nested_tensor" in module.__dict__,
+    members={"use_nested_tensor": _off_while_active("use_nested_tensor")},
+)
+
+READERS: dict[str, Reader] = {reader.name: reader for reader in (ENCODER_LAYER, ENCODER)}
 
 
 def reader_of(module: nn.Module) -> Reader | None:
@@ -78,8 +89,3 @@ def readers_above(model: nn.Module, path: str) -> Iterator[str]:
         module = model.get_submodule(above)
         if reader_of(module) is not None or (isinstance(module, nn.MultiheadAttention) and depth == len(names) - 1):
             yield above
-        if isinstance(module, nn.TransformerEncoder) and len(module.layers):
-            # the stack asks its first layer whether all of them may run on nested tensors
-            first = f"{above}.layers.0" if above else "layers.0"
-            if reader_of(model.get_submodule(first)) is not None:
-                yield first

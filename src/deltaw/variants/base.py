@@ -85,7 +85,7 @@ class Variant:
         apply: (output, term, scaling, tensors, rows, base) -> output; None adds the scaled term.
         delta: (tensors, (A, B), scaling, base) -> the update of W in the dtype of ``base.matrix()``, shape (O, K);
             None means scaling * B A.
-        shift: tensors -> what is added to the term before scaling, shape (O), or None.
+        shift: tensors -> what is added to the output, times the scaling, shape (O); None for nothing.
         frozen: names of tensors that are not trained.
         shared: (in_features, out_features, rank, seed), the largest of all sites -> tensors that all sites of an
             adapter read, or None.

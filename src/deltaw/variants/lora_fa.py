@@ -10,4 +10,6 @@ from deltaw.variants.base import Variant
 
 __all__ = ["LORA_FA"]
 
-LORA_FA = Variant(name="lora_fa", frozen=frozenset({"lora_A"}), kinds=frozenset({"Linear", "Conv1D", "Conv", "Attention"}))
+LORA_FA = Variant(
+    name="lora_fa", frozen=frozenset({"lora_A"}), kinds=frozenset({"Linear", "Conv1D", "Conv", "Attention"})
+)
