@@ -14,6 +14,7 @@ from deltaw.version import __version__
 
 if TYPE_CHECKING:
     from deltaw.adapter import Adapter
+    from deltaw.algebra import CombineReport, ExtractReport, combine, extract
     from deltaw.attach import (
         AttachReport,
         DetachReport,
@@ -41,8 +42,10 @@ _HOME = {
     "Adapter": "adapter",
     "AttachReport": "attach",
     "CheckReport": "check",
+    "CombineReport": "algebra",
     "DeltawError": "errors",
     "DetachReport": "attach",
+    "ExtractReport": "algebra",
     "LoRAConfig": "config",
     "LoadReport": "checkpoint",
     "MergeReport": "merge",
@@ -56,9 +59,11 @@ _HOME = {
     "attach": "attach",
     "attached": "attach",
     "check": "check",
+    "combine": "algebra",
     "detach": "attach",
     "disabled": "attach",
     "draws": "attach",
+    "extract": "algebra",
     "freeze": "attach",
     "load": "checkpoint",
     "merge": "merge",
@@ -74,8 +79,10 @@ __all__ = [
     "Adapter",
     "AttachReport",
     "CheckReport",
+    "CombineReport",
     "DeltawError",
     "DetachReport",
+    "ExtractReport",
     "LoRAConfig",
     "LoadReport",
     "MergeReport",
@@ -90,9 +97,11 @@ __all__ = [
     "attach",
     "attached",
     "check",
+    "combine",
     "detach",
     "disabled",
     "draws",
+    "extract",
     "freeze",
     "load",
     "merge",

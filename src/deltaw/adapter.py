@@ -1,4 +1,7 @@
-"""An adapter as a value: tensors by key, a configuration, metadata. No model is needed for anything here."""
+"""An adapter as a value: tensors by key, a configuration, metadata. No model is needed for anything here.
+
+Values can be scaled and added (``0.5 * a``, ``a + b``, ``a - b``), resized and compared; ``deltaw.algebra`` does it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,10 +18,13 @@ from torch import Tensor
 from deltaw.config import LoRAConfig
 from deltaw.disk import safetensors_bytes, write_files
 from deltaw.errors import CheckpointError, nearest
-from deltaw.functional import delta_weight, scaling_of
+from deltaw.functional import scaling_of
 from deltaw.keys import Contents, read_keys
 from deltaw.peft_config import alpha_for, from_peft
 from deltaw.read import CONFIG, WEIGHTS, read_config, read_tensors
+
+if TYPE_CHECKING:
+    from deltaw.algebra.similarity import Similarity
 
 __all__ = ["METADATA", "Adapter", "Norms"]
 
@@ -198,10 +204,10 @@ class Adapter:
             path: module path.
 
         Returns:
-            scaling * B A, shape (O, I), fp32.
+            scaling * B A, shape (O, I), fp32; (O, I * kernel) for a convolution.
         """
-        lora_A, lora_B = self.factors(path)
-        return delta_weight(lora_A, lora_B, self.scaling(path))
+        pairs = self._pairs(path, torch.float32)
+        return torch.cat([lora_B @ lora_A for lora_A, lora_B in pairs]) * self.scaling(path)
 
     def spectrum(self, path: str) -> Tensor:
         """Singular values of one module's update, from its factors: the dense matrix is never formed.
@@ -212,10 +218,16 @@ class Adapter:
         Returns:
             Shape (R,), descending, float64.
         """
-        lora_A, lora_B = (factor.to(torch.float64) for factor in self.factors(path))
-        core = torch.linalg.qr(lora_B, mode="r").R @ torch.linalg.qr(lora_A.t(), mode="r").R.t()
-        values: Tensor = torch.linalg.svdvals(core)
-        return values * abs(self.scaling(path))
+        from deltaw.algebra.factored import singular_values
+
+        values = torch.cat([singular_values(*pair) for pair in self._pairs(path, torch.float64)])
+        return values.sort(descending=True).values * abs(self.scaling(path))
+
+    def _pairs(self, path: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
+        """A and B as matrices, one pair for each group of a convolution."""
+        lora_A, lora_B = (factor.to(dtype).flatten(1) for factor in self.factors(path))
+        groups = max(1, lora_A.shape[0] // lora_B.shape[1])
+        return list(zip(lora_A.chunk(groups), lora_B.chunk(groups), strict=True))
 
     def norms(self) -> dict[str, Norms]:
         """Size of every module's update.
@@ -230,6 +242,67 @@ class Adapter:
             frobenius, spectral = float(values.square().sum().sqrt()), float(values.max())
             found[path] = Norms(frobenius=frobenius, spectral=spectral, rank=rank, scaling=self.scaling(path))
         return found
+
+    def __mul__(self, weight: float) -> Adapter:
+        """The same adapter with its updates times a number; see ``deltaw.algebra.combine.scale``."""
+        from deltaw.algebra.combine import scale
+
+        return scale(self, weight) if isinstance(weight, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Adapter:
+        """The adapter whose updates are the opposite."""
+        return self * -1.0
+
+    def __add__(self, other: Adapter) -> Adapter:
+        """The exact sum of the updates, at the least rank that holds it; see ``deltaw.combine``."""
+        return self._sum(other, 1.0)
+
+    def __sub__(self, other: Adapter) -> Adapter:
+        """The exact difference of the updates, at the least rank that holds it; see ``deltaw.combine``."""
+        return self._sum(other, -1.0)
+
+    def _sum(self, other: Adapter, weight: float) -> Adapter:
+        from deltaw.algebra.combine import combine
+
+        return combine([self, other], [1.0, weight]).adapter if isinstance(other, Adapter) else NotImplemented
+
+    def resize(self, *, rank: int | None = None, energy: float | None = None, budget: int | None = None) -> Adapter:
+        """Cut the ranks, losing as little of the updates as that allows; ``deltaw.algebra.resize`` reports what.
+
+        Args:
+            rank: largest rank of any module; or
+            energy: share of each module's squared norm to keep, in (0, 1]; or
+            budget: values of A and B in the whole adapter.
+
+        Returns:
+            The smaller adapter.
+
+        Raises:
+            ConfigError: if not exactly one of the three is given, or it asks for the impossible.
+            CheckpointError: if the adapter is no LoRA or is damaged.
+        """
+        from deltaw.algebra.resize import resize
+
+        return resize(self, rank=rank, energy=energy, budget=budget).adapter
+
+    def similarity(self, other: Adapter, *, allow_other_base: bool = False) -> Similarity:
+        """How two adapters relate: cosine of their updates, and how far their subspaces overlap.
+
+        Args:
+            other: the other adapter.
+            allow_other_base: compare adapters whose recorded bases differ.
+
+        Returns:
+            The comparison, for each module and for the whole.
+
+        Raises:
+            CheckpointError: if the bases differ, no module is in both, or a file is no LoRA or damaged.
+        """
+        from deltaw.algebra.similarity import compare
+
+        return compare(self, other, allow_other_base=allow_other_base)
 
 
 _MEANING = (

@@ -5,16 +5,17 @@ Tensors of adapters are in it by themselves. Two things are not, and hooks on th
     layers.0.q_proj.lora.default.draws    how many dropout masks the site has drawn, where it has dropout
     (a checkpoint of the adapters alone)  is complete: what it does not speak of is the frozen base
 
-The second lets a trainer keep megabytes instead of gigabytes and still load strictly.
+The second lets a trainer keep megabytes instead of gigabytes and still load strictly. ``guarded`` marks such a file, so
+that a model without the adapters refuses it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deltaw.errors import CheckpointError
 from deltaw.layer import container_of
@@ -22,7 +23,7 @@ from deltaw.record import RECORD, Record
 from deltaw.tree import CONTAINER
 from deltaw.worn import note_load
 
-__all__ = ["Hooks", "is_adapter_key", "listen"]
+__all__ = ["Hooks", "guarded", "is_adapter_key", "listen"]
 
 _DRAWS = ".draws"
 
@@ -59,6 +60,23 @@ def is_adapter_key(key: str) -> bool:
         (True, False)
     """
     return f".{CONTAINER}." in f".{key}"
+
+
+def guarded(state: Mapping[str, Tensor], root: nn.Module) -> dict[str, Tensor]:
+    """A state dict of adapters that a model without them cannot load by mistake.
+
+    The base's first parameter is named in it with no value: torch and transformers then report a size mismatch, also
+    where they are lenient about what is missing. An attached model's hook takes the guard out.
+
+    Args:
+        state: key -> tensor of the adapters.
+        root: the attached model.
+
+    Returns:
+        The state dict with its guard.
+    """
+    first = next((key for key, _ in root.named_parameters() if not is_adapter_key(key)), None)
+    return dict(state) if first is None else {**state, first: torch.empty(0)}
 
 
 def listen(root: nn.Module) -> Hooks:
@@ -108,12 +126,15 @@ def _before_load(
     if record is None:
         return
     own = [key for key in state_dict if key.startswith(prefix)]
+    others = [key for key in own if not is_adapter_key(key)]
+    alone = len(others) < len(own) and all(tuple(state_dict[key].shape) == (0,) for key in others)
+    for key in others if alone else ():
+        del state_dict[key]
     entries = dict(_dropping(record))
     for key in [key for key in own if key.endswith(_DRAWS) and is_adapter_key(key)]:
         value = state_dict.pop(key)
         if (entry := entries.get(key.removeprefix(prefix))) is not None:
             entry.draws = int(value)
-    alone = bool(own) and all(is_adapter_key(key) for key in own)
     record.hook.alone = (missing if alone else None, prefix)
 
 

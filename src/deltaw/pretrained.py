@@ -9,8 +9,9 @@ One directory serves three readers::
     NAME/                        with several adapters: the PEFT directory of each
 
 The base is never written, and neither is its ``config.json``: with it, ``from_pretrained`` would take the directory for
-a whole model and fill the absent weights at random. For the same reason a directory of a whole model is refused.
-A merged or detached model has transformers' own ``save_pretrained`` again.
+a whole model. ``model.safetensors`` is guarded (see ``carry``), so that whatever takes it for a whole model's weights
+fails instead of filling the absent ones at random. For the same reason a directory of a whole model is refused. A
+merged or detached model has transformers' own ``save_pretrained`` again.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from deltaw.carry import is_adapter_key
+from deltaw.carry import guarded, is_adapter_key
 from deltaw.disk import safetensors_bytes, write_files
 from deltaw.errors import CheckpointError, StateError
 from deltaw.read import CONFIG, WEIGHTS
@@ -36,7 +37,8 @@ STATE = "model.safetensors"
 
 _SAVE = "save_pretrained"
 _QUANTIZED_FLAG = "_hf_peft_config_loaded"
-_MARK = {"format": "pt", "deltaw": "adapters only"}
+_MARK = {"deltaw": "adapters only"}
+# no "format" entry: transformers before 5 then refuses the file by itself
 _WHOLE = ("config.json", f"{STATE}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "push_to_hub": (False, None),
@@ -110,7 +112,7 @@ def _write(model: nn.Module, record: Record, place: Path, state: Mapping[str, Te
         # with a mix or the base alone in force no single adapter may pass for the model
         for file in (CONFIG, WEIGHTS):
             (place / file).unlink(missing_ok=True)
-    write_files(place, {STATE: safetensors_bytes(state, _MARK)})
+    write_files(place, {STATE: safetensors_bytes(guarded(state, model), _MARK)})
 
 
 def _adapter_state(model: nn.Module, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -14,9 +14,12 @@ __all__ = ["CONTAINER", "base_modules", "base_state", "parent_of", "require_mode
 CONTAINER = "lora"
 """Name of the child that holds a module's adapters."""
 
+_WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "_FabricModule": "_forward_module"}
+"""Class of a wrapper -> the child that it wraps."""
+
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The user's model inside ``torch.compile`` and data-parallel wrappers.
+    """The user's model inside ``torch.compile``, data-parallel wrappers and Lightning Fabric's.
 
     Args:
         model: any module.
@@ -26,8 +29,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     while True:
         inner = model._modules.get("_orig_mod")
-        if inner is None and type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
-            inner = model._modules.get("module")
+        if inner is None:
+            inner = model._modules.get(_WRAPPERS.get(type(model).__name__, ""))
         if inner is None:
             return model
         model = inner

@@ -68,6 +68,36 @@ VERBS: dict[str, Verb] = {
         module="deltaw.cli.inspect",
         line="Show what is in an adapter: ranks, norms, spectrum, size, hash.",
     ),
+    "compare": Verb(
+        section="Adapters",
+        module="deltaw.cli.compare",
+        line="Compare two adapters: cosine of their updates, overlap of their subspaces.",
+    ),
+    "resize": Verb(
+        section="Adapters",
+        module="deltaw.cli.resize",
+        line="Cut an adapter's ranks, losing as little of its updates as that allows.",
+    ),
+    "combine": Verb(
+        section="Adapters",
+        module="deltaw.cli.combine",
+        line="Add adapters, each times a weight; negative weights subtract.",
+    ),
+    "extract": Verb(
+        section="Adapters",
+        module="deltaw.cli.extract",
+        line="Find the LoRA that leads from one checkpoint to another.",
+    ),
+    "hash": Verb(
+        section="Adapters",
+        module="deltaw.cli.hash",
+        line="Print the identity of an adapter's content.",
+    ),
+    "convert": Verb(
+        section="Adapters",
+        module="deltaw.cli.convert",
+        line="Turn an adapter that another tool wrote into a PEFT directory.",
+    ),
 }
 
 EXIT_CODES = [

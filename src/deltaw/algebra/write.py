@@ -1,0 +1,173 @@
+"""From updates back to an adapter: tensors, PEFT's configuration, and what deltaw says beside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from deltaw.adapter import METADATA, Adapter
+from deltaw.algebra.parts import Parts, Update, together
+from deltaw.config import LoRAConfig
+from deltaw.functional import scaling_of
+from deltaw.keys import PREFIX
+from deltaw.peft_config import to_peft
+from deltaw.version import __version__
+
+__all__ = ["aligned", "alpha_of", "base_print", "configured", "evened", "reworked", "stored_own"]
+
+_PLACES = ("exclude_modules", "layers_pattern", "layers_to_transform")
+"""Fields beside ``target_modules`` that narrow what it means."""
+
+
+def alpha_of(scaling: float, rank: int, stabilized: bool) -> float:
+    """The alpha that gives a scaling, to the last bit where a float can.
+
+    Args:
+        scaling: factor on B A.
+        rank: R.
+        stabilized: scaling is alpha / sqrt(R).
+
+    Returns:
+        Alpha; a whole number where one gives exactly this scaling.
+
+    Example:
+        >>> alpha_of(2.0, 4, False), alpha_of(7 / 3, 3, False)
+        (8, 7)
+    """
+    alpha = scaling * (math.sqrt(rank) if stabilized else rank)
+    nearby = [float(round(alpha)), alpha, math.nextafter(alpha, math.inf), math.nextafter(alpha, -math.inf)]
+    exact = next((one for one in nearby if one and scaling_of(rank, one, stabilized) == scaling), alpha)
+    return int(exact) if exact.is_integer() and abs(exact) < 2**53 else exact
+
+
+def configured(
+    raw: Mapping[str, Any], updates: Mapping[str, Update], *, same_places: bool, present: Sequence[str] = ()
+) -> dict[str, Any]:
+    """PEFT's configuration with the ranks and alphas of these updates.
+
+    Args:
+        raw: the configuration to start from; its other fields stay.
+        updates: path -> update, as they will be written.
+        same_places: these are exactly the modules that ``raw`` targets; else they are named anew.
+        present: paths of all modules of the base, where they are known: then a short name will do where it is exact.
+
+    Returns:
+        A dictionary ready for JSON.
+    """
+    stabilized = bool(raw.get("use_rslora", False))
+    sites = {path: (u.rank, alpha_of(u.scaling, u.rank, stabilized)) for path, u in sorted(updates.items())}
+    made = to_peft(LoRAConfig(), sites, present=list(present), copies=[], transposed=False, foreign={})
+    found = {**raw, **{key: made[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}}
+    if not same_places:
+        exact = "(" + "|".join(re.escape(path) for path in sites) + ")"
+        found["target_modules"] = made["target_modules"] if present else exact
+        found.update({key: None for key in _PLACES if raw.get(key) is not None})
+    if any(update.bias is not None for update in updates.values()):
+        found["lora_bias"] = True
+    return found
+
+
+def stored_own(own: Mapping[str, Any], updates: Mapping[str, Update], origin: Mapping[str, Any]) -> dict[str, Any]:
+    """What deltaw writes into the metadata of a computed adapter.
+
+    Args:
+        own: what is to be kept.
+        updates: path -> update, as they will be written.
+        origin: how the adapter came to be.
+
+    Returns:
+        A dictionary ready for JSON.
+    """
+    scalings = {path: update.scaling for path, update in sorted(updates.items())}
+    return {**own, "scaling": scalings, "version": __version__, "origin": dict(origin)}
+
+
+def base_print(dtype: str, sites: Mapping[str, Any]) -> dict[str, Any]:
+    """A base's fingerprint put together from the entries of its modules.
+
+    Args:
+        dtype: of the sampled weights.
+        sites: path -> [shape, samples or None], as ``deltaw.fingerprint`` makes them.
+
+    Returns:
+        The fingerprint, in the same form.
+    """
+    digest = hashlib.sha256(repr(sorted(sites.items())).encode()).hexdigest()[:16]
+    return {"id": digest, "dtype": dtype, "sites": dict(sites)}
+
+
+def evened(updates: Mapping[str, Update], twins: Mapping[str, str]) -> dict[str, Update]:
+    """Pad modules that must share a rank to the largest of theirs.
+
+    Args:
+        updates: path -> update.
+        twins: path -> the path whose update it shares.
+
+    Returns:
+        The same updates.
+    """
+    found = dict(updates)
+    for group in together(updates, twins):
+        rank = max(updates[path].rank for path in group)
+        found.update({path: updates[path].padded(rank) for path in group})
+    return found
+
+
+def aligned(updates: Mapping[str, Update], twins: Mapping[str, str]) -> dict[str, Update]:
+    """Give the users of one tied update the same bits again, transposed where one of them stores its weight so.
+
+    Args:
+        updates: path -> update.
+        twins: path -> the path whose update it shares.
+
+    Returns:
+        The same updates.
+    """
+    found = dict(updates)
+    for path, primary in twins.items():
+        if path not in found or primary not in found:
+            continue
+        mine, first = found[path], found[primary]
+        if mine.suffixes == first.suffixes:
+            found[path] = mine.with_blocks(first.blocks(first.lora_A.dtype), first.scaling, _dtypes(first))
+        else:
+            flipped = [(B.t(), A.t()) for A, B in first.blocks(first.lora_A.dtype)]
+            found[path] = mine.with_blocks(flipped, first.scaling, _dtypes(first))
+    return found
+
+
+def _dtypes(update: Update) -> Any:
+    return update.lora_A.dtype, update.lora_B.dtype
+
+
+def reworked(adapter: Adapter, parts: Parts, updates: Mapping[str, Update], origin: Mapping[str, Any]) -> Adapter:
+    """The same adapter with other factors; everything else of it stays.
+
+    Args:
+        adapter: the adapter.
+        parts: its parts.
+        updates: path -> update; a path that is absent loses its update.
+        origin: how the result came to be.
+
+    Returns:
+        The new adapter.
+    """
+    owned = {key for update in parts.updates.values() for key in update.tensors()}
+    gone = tuple(f"{PREFIX}{path}.base_layer." for path in parts.updates if path not in updates)
+    owned |= {key for key in parts.frozen if gone and (PREFIX + key.removeprefix(PREFIX)).startswith(gone)}
+    tensors = {k: tensor for k, tensor in adapter.tensors.items() if not {k, PREFIX + k.removeprefix(PREFIX)} & owned}
+    for update in updates.values():
+        tensors.update(update.tensors())
+    own = dict(adapter.own)
+    same = {path for path, update in updates.items() if update is parts.updates[path]}
+    for name in ("slices", "twins"):
+        left = same if name == "slices" else updates
+        if name in own:
+            own[name] = {path: value for path, value in own[name].items() if path in left}
+    raw = configured(adapter.raw, updates, same_places=updates.keys() == parts.updates.keys())
+    metadata = {**adapter.metadata, METADATA: json.dumps(stored_own(own, updates, origin), sort_keys=True)}
+    return Adapter(tensors=tensors, raw=raw, metadata=metadata)
