@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import deltaw as dw
-from deltaw.worn import Factors
+from deltaw.factors import Factors
 
 
 class MLP(nn.Module):

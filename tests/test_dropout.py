@@ -124,7 +124,7 @@ def test_other_counters_are_refused() -> None:
 def test_dropout_on_embeddings_is_told() -> None:
     model = builders.lookup()
     report = builders.attach(model, targets=["embed"], rank=2, dropout=0.5)
-    assert report.notes == ("dropout does not apply to embeddings: embed",)
+    assert report.notes == ("dropout does not apply to Embedding: embed",)
     ids = builders.ids(10)
     builders.randomize(model)
     assert torch.equal(model.train()(ids), model(ids))

@@ -25,7 +25,7 @@ def tensors(dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
 def test_the_two_halves_are_the_papers_equation() -> None:
     t = tensors()
     out = torch.nn.functional.linear(t["x"], t["W"], t["bias"])
-    got = F.add_term(out, F.linear_down(t["x"], t["A"]), t["B"], F.scaling_of(R, 5.0))
+    got = F.add_term(out, F.linear_up(F.linear_down(t["x"], t["A"]), t["B"]), F.scaling_of(R, 5.0))
     n = {key: value.numpy() for key, value in t.items()}
     expected = reference.forward(n["W"], n["bias"], n["x"], [reference.Term(n["A"], n["B"], 5.0)])
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-12, atol=1e-12)
@@ -35,7 +35,7 @@ def test_the_two_halves_are_the_papers_equation() -> None:
 def test_a_term_on_some_rows_leaves_the_others_alone(rows: list[int]) -> None:
     t = tensors()
     out = t["x"] @ t["W"].t()
-    got = F.add_term(out, F.linear_down(t["x"], t["A"]), t["B"][: len(rows)], 0.7, torch.tensor(rows))
+    got = F.add_term(out, F.linear_up(F.linear_down(t["x"], t["A"]), t["B"][: len(rows)]), 0.7, torch.tensor(rows))
     n = {key: value.numpy() for key, value in t.items()}
     term = reference.Term(n["A"], n["B"][: len(rows)], 0.7 * R, rows)
     np.testing.assert_allclose(got.numpy(), reference.forward(n["W"], None, n["x"], [term]), rtol=1e-12)
@@ -84,7 +84,7 @@ def test_gradcheck(rows: list[int] | None) -> None:
     inputs = [value.clone().requires_grad_() for value in (t["x"], t["A"], B)]
 
     def term(x: torch.Tensor, lora_A: torch.Tensor, lora_B: torch.Tensor) -> torch.Tensor:
-        return F.add_term(x @ t["W"].t(), F.linear_down(x, lora_A), lora_B, 0.3, index)
+        return F.add_term(x @ t["W"].t(), F.linear_up(F.linear_down(x, lora_A), lora_B), 0.3, index)
 
     assert gradcheck(term, inputs)
 
@@ -103,7 +103,7 @@ def test_the_activation_keeps_its_dtype(dtype: torch.dtype) -> None:
     t = tensors(torch.float32)
     x = t["x"].to(dtype)
     h = F.linear_down(x, t["A"])
-    out = F.add_term(torch.zeros(N, OUT, dtype=dtype), h, t["B"], 1.0)
+    out = F.add_term(torch.zeros(N, OUT, dtype=dtype), F.linear_up(h, t["B"]), 1.0)
     assert h.dtype == out.dtype == dtype
     assert F.drop(x, 0.5, 1).dtype == dtype
 

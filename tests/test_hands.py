@@ -207,44 +207,6 @@ def test_attach_after_fully_shard_is_refused(tmp_path: Path) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(
-    "config", [{"targets": "out_proj"}, {"targets": (), "bias": "all"}, {"targets": (), "train_also": "out_proj"}]
-)
-def test_multihead_attention_is_refused(config: dict[str, Any]) -> None:
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2)})
-    with pytest.raises(TargetError, match="bypassed"):
-        builders.attach(model, **config)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"targets": "linear1"},
-        {"targets": "linear2"},
-        {"targets": "linear1", "bias": "lora_only"},
-        {"targets": (), "train_also": "linear2"},
-        {"targets": (), "train_also": "norm1"},
-    ],
-)
-def test_the_encoder_layers_fast_path_is_refused(config: dict[str, Any]) -> None:
-    model = nn.ModuleDict({"layer": nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)})
-    with pytest.raises(TargetError, match="bypassed"):
-        builders.attach(model, **config)
-    if config["targets"]:
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            builders.attach(model, **config)
-            builders.randomize(model)
-            model.eval()
-            x = torch.randn(2, 3, 8)
-            with torch.no_grad():
-                on = model["layer"](x)
-                with dw.disabled(model):
-                    assert not torch.equal(model["layer"](x), on)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(True)
-
-
 def test_autocast() -> None:
     model = worn()
     with torch.autocast("cpu", dtype=torch.bfloat16):

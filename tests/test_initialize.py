@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,14 +49,83 @@ def test_a_lookup_starts_with_a_zero_A() -> None:
     assert not lora_A.any() and lora_B.std().item() == pytest.approx(1, rel=0.03)
 
 
+def request(seed: int = 3, **changes: Any) -> Request:
+    """A request with everything that any initialization may ask for."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(300, 400, generator=generator)
+    vectors = torch.linalg.qr(torch.randn(400, 16, generator=generator)).Q.t()
+    data = vectors if changes.get("init") == "eva" else torch.randn(300, 400, generator=generator)
+    return dataclasses.replace(LARGE, seed=seed, weight=lambda: weight, data=data, **changes)
+
+
 @pytest.mark.parametrize("name", INITIALIZATIONS)
 def test_fp32_and_the_same_again_from_the_same_seed(name: str) -> None:
     before = torch.get_rng_state()
-    first, again = INITIALIZATIONS[name](LARGE), INITIALIZATIONS[name](LARGE)
-    assert torch.equal(first[0], again[0]) and first[0].dtype == first[1].dtype == torch.float32
-    other = INITIALIZATIONS[name](Request(in_features=400, out_features=300, rank=16, seed=4))
-    assert not torch.equal(first[0], other[0])
+    draw, asked = INITIALIZATIONS[name].draw, request(init=name)
+    first, again = draw(asked), draw(asked)
+    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
+    assert first[0].dtype == first[1].dtype == torch.float32
+    assert first[0].shape == (16, 400) and first[1].shape == (300, 16)
+    seeded = name in ("kaiming", "gaussian", "orthogonal")
+    assert torch.equal(first[0], draw(request(seed=4, init=name))[0]) != seeded or name == "pissa_fast"
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("scaling", [2.0, 0.3, -1.5])
+@pytest.mark.parametrize("name", ["pissa", "pissa_fast"])
+def test_pissa_is_the_best_approximation_of_the_weight(name: str, scaling: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    left, right = (torch.linalg.qr(torch.randn(n, 16, generator=generator)).Q for n in (300, 400))
+    weight = left @ torch.diag(torch.linspace(9, 1, 16)) @ right.t() + 1e-3 * torch.randn(300, 400, generator=generator)
+    asked = dataclasses.replace(LARGE, rank=4, scaling=scaling, weight=lambda: weight, init=name)
+    lora_A, lora_B = INITIALIZATIONS[name].draw(asked)
+    U, S, Vh = np.linalg.svd(weight.double().numpy(), full_matrices=False)
+    best = (U[:, :4] * S[:4]) @ Vh[:4]
+    got, exact = scaling * (lora_B.double() @ lora_A.double()).numpy(), weight.double().numpy()
+    least = np.linalg.norm(exact - best)
+    assert np.linalg.norm(exact - got) <= least * (1 + 1e-5)
+    np.testing.assert_allclose(got, best, atol=1e-4 if name == "pissa" else 2e-3)
+    np.testing.assert_allclose(lora_A.norm(dim=1).numpy(), lora_B.norm(dim=0).numpy(), rtol=1e-4)
+
+
+def test_olora_is_the_beginning_of_a_qr_decomposition() -> None:
+    asked = request(init="olora")
+    lora_A, lora_B = INITIALIZATIONS["olora"].draw(asked)
+    np.testing.assert_allclose((lora_B.t() @ lora_B).numpy(), np.eye(16), atol=1e-5)
+    np.testing.assert_allclose((lora_B @ lora_A)[:, :16].numpy(), asked.matrix()[:, :16].numpy(), atol=1e-4)
+
+
+def test_orthogonal_halves_cancel_and_both_are_there() -> None:
+    lora_A, lora_B = INITIALIZATIONS["orthogonal"].draw(LARGE)
+    assert (lora_B @ lora_A).abs().max() < 1e-6 * lora_A.norm() * lora_B.norm()
+    assert lora_A.std().item() == pytest.approx(0.1 / math.sqrt(2), rel=0.1)
+    assert lora_B.std().item() == pytest.approx(0.1 / math.sqrt(2), rel=0.1)
+
+
+def test_lora_ga_steps_along_the_gradient() -> None:
+    """One step of B and A from these factors moves W along the gradient's strongest directions on both sides."""
+    asked = request(init="lora_ga")
+    lora_A, lora_B = INITIALIZATIONS["lora_ga"].draw(asked)
+    gradient = asked.gathered().double()
+    U, _, Vh = torch.linalg.svd(gradient, full_matrices=False)
+    step = (gradient @ lora_A.double().t()) @ lora_A.double() + lora_B.double() @ (lora_B.double().t() @ gradient)
+    size = (300**0.25 / 4) ** 2
+    expected = size * (gradient @ Vh[:16].t() @ Vh[:16] + U[:, 16:32] @ U[:, 16:32].t() @ gradient)
+    np.testing.assert_allclose(step.numpy(), expected.numpy(), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("init", "rank", "words"),
+    [
+        ("pissa", 301, "at most 300"),
+        ("lora_ga", 151, "at most 150"),
+        ("eva", 17, "at most 16"),
+        ("orthogonal", 3, "even"),
+    ],
+)
+def test_ranks_that_an_initialization_cannot_take_are_refused(init: str, rank: int, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        INITIALIZATIONS[init].draw(request(init=init, rank=rank))
 
 
 def values(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -51,9 +51,9 @@ TENSORS: dict[str, tuple[Callable[[Tensors], Any], tuple[str, ...]]] = {
     "nothing": (lambda t: t.clear(), ("problem",)),
     "magnitude": (
         lambda t: t.update({"base_model.model.one.lora_magnitude_vector": torch.ones(8)}),
-        ("lands nowhere",),
+        ("'one' has a magnitude",),
     ),
-    "bias-on-b": (lambda t: t.update({"base_model.model.one.lora_B.bias": torch.ones(8)}), ("lands nowhere",)),
+    "bias-on-b": (lambda t: t.update({"base_model.model.one.lora_B.bias": torch.ones(8)}), ("'one' has a bias_B",)),
     "several": (lambda t: (t.pop(A1), t.update({A2: torch.ones(3, 9)})), ("2 problems", "'one'", "'two'")),
 }
 
@@ -132,11 +132,7 @@ def test_a_pickle_may_hold_nothing_but_tensors(tmp_path: Path) -> None:
 
 
 NAMED: dict[str, tuple[dict[str, Any], str]] = {
-    "dora": ({"use_dora": True}, "DoRA"),
-    "lora_bias": ({"lora_bias": True}, "bias on B"),
     "target_parameters": ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "raw parameters"),
-    "trainable_tokens": ({"trainable_token_indices": [1, 2]}, "token rows"),
-    "trainable_tokens_by_name": ({"trainable_token_indices": {"embed_tokens": [1]}}, "token rows"),
     "alora": ({"alora_invocation_tokens": [5]}, "activated"),
     "qalora": ({"use_qalora": True}, "QALoRA"),
     "layer_replication": ({"layer_replication": [[0, 4], [2, 5]]}, "replicated"),

@@ -5,17 +5,19 @@ Merging is in ``merge``. No verb here writes to a base weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from deltaw.carry import listen
 from deltaw.config import LoRAConfig
 from deltaw.errors import ConfigError
-from deltaw.layer import container_of, device_of, is_lora, put_on, refuse_shadowed, take_off
+from deltaw.gather import gather
+from deltaw.layer import container_of, is_lora, refuse_shadowed, take_off
+from deltaw.place import place, touched
 from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Record, Worn, find_record, record_of
 from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order
@@ -23,7 +25,6 @@ from deltaw.reports import count
 from deltaw.sites import Plan, Site
 from deltaw.targets import plan
 from deltaw.tree import require_model
-from deltaw.worn import BiasOnly, FullCopy, Twin, site_lora
 
 __all__ = [
     "AttachReport", "DetachReport", "activate", "active", "attach", "attach_plan", "attached", "detach", "disabled",
@@ -96,73 +97,17 @@ def _recorded(config: LoRAConfig, made: Plan) -> LoRAConfig:
     return config.replace(targets=strings(config.targets, sites) or ("all-linear",), exclude=exclude, train_also=also)
 
 
-def _put_sites(made: Plan, name: str, record: Record) -> None:
-    for site in made.sites:
-        container = put_on(site.path, site.module, record)
-        device = device_of(site.module)
-        entry = site_lora(site.parts, site.kind, site.in_features, made.config, site.path, device)
-        container.add_module(name, entry.train(site.module.training))
-        for path, module, kind in site.twins:
-            twin = Twin(entry, flipped=kind.transposed != site.kind.transposed)
-            put_on(path, module, record).add_module(name, twin.train(module.training))
-
-
-def _put_rest(made: Plan, name: str, record: Record) -> None:
-    for path, module in made.copies:
-        copy = FullCopy(module).train(module.training)
-        put_on(path, module, record).add_module(name, copy)
-    for path, module in made.biases:
-        container = put_on(path, module, record)
-        if name not in container._modules:
-            container.add_module(name, BiasOnly(module.bias).train(module.training))  # type: ignore[arg-type]
-        else:
-            container._modules[name].bias = BiasOnly(module.bias).bias  # type: ignore[union-attr, arg-type]
-
-
-def attach(model: nn.Module, config: LoRAConfig | None = None, name: str = "default") -> AttachReport:
-    """Put a new adapter on a model: frozen base, trainable adapter, output unchanged.
-
-    The base's parameters are frozen (their flags come back on ``detach``), the adapter is trainable and becomes the
-    active one. A refused call leaves the model as it was.
+def refuse_before(model: nn.Module, made: Plan, name: str, loading: bool = False) -> None:
+    """Refuse what can be known before anything is touched.
 
     Args:
-        model: any model.
-        config: what to adapt; None means the defaults.
-        name: name of the adapter.
-
-    Returns:
-        A report that prints as a table.
-
-    Raises:
-        TargetError: if a pattern matches nothing or something that cannot be adapted.
-        TieError: if a target's weight is shared and the policy refuses it.
-        StateError: if the name is taken, or the model is merged, sharded or compiled.
-
-    Example:
-        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
-        >>> attach(net, LoRAConfig(targets=["1"], rank=2)).parameters
-        12
-    """
-    return attach_plan(model, plan(model, config), name)
-
-
-def attach_plan(
-    model: nn.Module, made: Plan, name: str = "default", *, trainable: bool = True, worn: Worn | None = None
-) -> AttachReport:
-    """Carry out a plan.
-
-    Args:
-        model: the model it was made for.
+        model: what the user passed.
         made: the plan.
-        name: name of the adapter.
-        trainable: whether the adapter's parameters require gradients.
-        worn: what the record keeps about the adapter; None for a new one.
-
-    Returns:
-        The report.
+        name: name of the new adapter.
+        loading: whether an adapter's file is to be filled in.
 
     Raises:
-        StateError: as ``attach``.
+        StateError: if the name is taken, or the model is merged, sharded or compiled.
         TargetError: if a module's forward is shadowed.
     """
     root = require_model(model)
@@ -172,10 +117,79 @@ def attach_plan(
     refuse_name(record, name)
     refuse_order(root, model)
     refuse_foreign(root, record)
-    refuse_meta(made, loading=worn is not None)
-    touched = [(s.path, s.module) for s in made.sites] + list(made.copies) + list(made.biases)
-    for path, module in touched + [(path, module) for s in made.sites for path, module, _ in s.twins]:
+    refuse_meta(made, loading)
+    for path, module in touched(made):
         refuse_shadowed(path, module)
+
+
+def attach(
+    model: nn.Module,
+    config: LoRAConfig | None = None,
+    name: str = "default",
+    *,
+    batches: Iterable[Any] | None = None,
+    loss: Callable[[Any], Tensor] | None = None,
+) -> AttachReport:
+    """Put a new adapter on a model: frozen base, trainable adapter, output unchanged.
+
+    The base's parameters are frozen (their flags come back on ``detach``), the adapter is trainable and becomes the
+    active one. A refused call leaves the model as it was.
+
+    Args:
+        model: any model.
+        config: what to adapt; None means the defaults.
+        name: name of the adapter.
+        batches: inputs of the model (mappings, tuples or tensors) for an initialization that starts from data.
+        loss: output of the model -> scalar, for one that needs gradients; None takes ``output.loss``.
+
+    Returns:
+        A report that prints as a table.
+
+    Raises:
+        ConfigError: if the initialization needs batches and there are none, or the other way round.
+        TargetError: if a pattern matches nothing or something that cannot be adapted.
+        TieError: if a target's weight is shared and the policy refuses it.
+        StateError: if the name is taken, or the model is merged, sharded or compiled.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> attach(net, LoRAConfig(targets=["1"], rank=2)).parameters
+        12
+    """
+    made = plan(model, config)
+    refuse_before(model, made, name)
+    return attach_plan(model, made, name, data=gather(model, made, batches, loss))
+
+
+def attach_plan(
+    model: nn.Module,
+    made: Plan,
+    name: str = "default",
+    *,
+    trainable: bool = True,
+    worn: Worn | None = None,
+    data: Mapping[str, Tensor] | None = None,
+) -> AttachReport:
+    """Carry out a plan.
+
+    Args:
+        model: the model it was made for.
+        made: the plan.
+        name: name of the adapter.
+        trainable: whether the adapter's parameters require gradients.
+        worn: what the record keeps about the adapter; None for a new one.
+        data: path -> what was gathered for an initialization that starts from data.
+
+    Returns:
+        The report.
+
+    Raises:
+        StateError: as ``attach``.
+        TargetError: if a module's forward is shadowed.
+    """
+    root = require_model(model)
+    refuse_before(model, made, name, loading=worn is not None)
+    record = find_record(root)
     if record is None:
         record = Record(flags={key: p.requires_grad for key, p in root.named_parameters()})
         root.__dict__[RECORD] = record
@@ -183,12 +197,12 @@ def attach_plan(
         root.requires_grad_(False)
         stand_in(root)
     try:
-        _put_sites(made, name, record)
-        _put_rest(made, name, record)
+        place(made, name, record, data or {})
     except BaseException:
         _remove(root, record, [name])
         raise
-    linear = not made.copies and not made.biases
+    linear = not made.copies and not made.biases and not made.tokens
+    linear = linear and all(part.update.linear for site in made.sites for part in site.parts)
     record.adapters[name] = worn or Worn(_recorded(made.config, made))
     record.adapters[name].linear = linear
     record.mix = ((name, 1.0),)

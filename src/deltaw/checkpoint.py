@@ -6,6 +6,7 @@ fingerprint are checked, and all problems are told in one error before anything 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from deltaw.adapter import METADATA, Adapter
 from deltaw.attach import attach_plan
 from deltaw.errors import CheckpointError
 from deltaw.export import export
+from deltaw.factors import Factors, Shared, SlicedLoRA, WholeLoRA
 from deltaw.fit import Fit, fit
 from deltaw.layer import container_of
 from deltaw.peft_config import FIELDS, unknown_fields
@@ -24,7 +26,7 @@ from deltaw.read import CONFIG
 from deltaw.record import Record, Worn, find_record, record_of
 from deltaw.reports import size
 from deltaw.tree import require_model
-from deltaw.worn import BiasOnly, Factors, FullCopy, SlicedLoRA, Twin, WholeLoRA
+from deltaw.worn import FullCopy, Twin
 
 __all__ = ["LoadReport", "SaveReport", "load", "save"]
 
@@ -125,7 +127,7 @@ def save(model: nn.Module, directory: str | Path, name: str = "default") -> Save
 
 def load(
     model: nn.Module,
-    directory: str | Path,
+    source: str | Path | Adapter,
     name: str = "default",
     *,
     trainable: bool = False,
@@ -137,7 +139,7 @@ def load(
 
     Args:
         model: the base it was trained on, plain or with other adapters.
-        directory: the adapter's directory.
+        source: the adapter's directory, or an adapter as a value.
         name: name to give it.
         trainable: whether it is to be trained further.
         allow_other_base: accept a base whose weights differ from the one recorded in the file.
@@ -154,7 +156,7 @@ def load(
     record = find_record(root)
     if record is not None:
         record.require_unmerged("load")
-    adapter = Adapter.open(directory)
+    adapter = source if isinstance(source, Adapter) else Adapter.open(source)
     fitted = fit(root, adapter, allow_other_base=allow_other_base)
     foreign = {key: value for key, value in adapter.raw.items() if key not in FIELDS}
     kept = {key: adapter.raw.get(key) for key in ("base_model_name_or_path", "revision", "task_type")}
@@ -164,10 +166,11 @@ def load(
     unknown = [
         f"field {key!r} of {CONFIG} is unknown and was left out of account" for key in unknown_fields(dict(adapter.raw))
     ]
-    modules = len(fitted.plan.sites) + len(fitted.plan.copies) + sum(len(site.twins) for site in fitted.plan.sites)
+    made = fitted.plan
+    modules = len(made.sites) + len(made.copies) + len(made.tokens) + sum(len(site.twins) for site in made.sites)
     return LoadReport(
         name=name,
-        path=Path(directory),
+        path=Path(adapter.where),
         applied=modules,
         total=fitted.total,
         tensors=len(adapter.tensors),
@@ -177,22 +180,28 @@ def load(
 
 @torch.no_grad()
 def _fill(record: Record, name: str, fitted: Fit) -> None:
-    """Copy a file's tensors into the adapter's parameters, which stay the same objects."""
+    """Copy a file's tensors into the adapter's parameters and buffers, which stay the same objects."""
     for path, module in record.modules.items():
-        entry = container_of(module)._modules.get(name)
+        entry: Any = container_of(module)._modules.get(name)
+        for shared in (m for m in (entry.modules() if entry is not None else ()) if isinstance(m, Shared)):
+            shared.replace(fitted.shared)
         if isinstance(entry, WholeLoRA):
-            _copy(entry, fitted.factors[path, ""])
+            _copy(entry, fitted.tensors[path, ""])
         elif isinstance(entry, SlicedLoRA):
             for factors in entry.children():
                 assert isinstance(factors, Factors)
-                _copy(factors, fitted.factors[path, factors.part.name])
+                _copy(factors, fitted.tensors[path, factors.part.name])
         elif isinstance(entry, FullCopy):
             entry.module.load_state_dict(fitted.copies[path])
-        bias: Any = getattr(entry, "bias", None)
-        if bias is not None and isinstance(entry, WholeLoRA | SlicedLoRA | Twin | BiasOnly):
+        tokens = None if isinstance(entry, Twin) else getattr(entry, "tokens", None)
+        if tokens is not None:
+            tokens.rows.copy_(fitted.rows[path])
+        bias = getattr(entry, "bias", None)
+        if bias is not None:
             bias.copy_(fitted.biases[path])
 
 
-def _copy(factors: Factors, pair: tuple[Tensor, Tensor]) -> None:
-    factors.lora_A.copy_(pair[0])
-    factors.lora_B.copy_(pair[1])
+def _copy(factors: Factors, tensors: Mapping[str, Tensor]) -> None:
+    own = factors.tensors()
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor.reshape(own[name].shape))

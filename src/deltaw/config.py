@@ -52,6 +52,9 @@ class LoRAConfig:
         alpha_pattern: alpha likewise.
         bias: which base biases train beside: ``none``, ``all``, or ``lora_only`` (those of adapted modules).
         train_also: modules trained in full, as copies that belong to the adapter.
+        train_rows: rows of token embeddings that are trained, such as those of new tokens: pattern -> token ids.
+        variant: names of variants in ``deltaw.variants.VARIANTS``: ``lora``, ``dora``, ``vera``, and the traits
+            ``lora_fa`` (A is not trained) and ``lora_bias`` (B has a bias), alone or together.
         ties: what to do when a target's weight is shared with another module: ``refuse``, ``share`` one update on
             all its users, or adapt the users ``separate``-ly (such an adapter cannot be merged).
         seed: seed of the initialization and of the adapter's dropout; None takes ``torch.initial_seed()``.
@@ -76,6 +79,8 @@ class LoRAConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     bias: str = "none"
     train_also: Sequence[Pattern] | Pattern = ()
+    train_rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    variant: Sequence[str] | str = ("lora",)
     ties: str = "refuse"
     seed: int | None = None
 
@@ -85,6 +90,9 @@ class LoRAConfig:
             object.__setattr__(self, name, _as_tuple(getattr(self, name)))
         object.__setattr__(self, "rank_pattern", dict(self.rank_pattern))
         object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
+        object.__setattr__(self, "train_rows", {key: tuple(rows) for key, rows in dict(self.train_rows).items()})
+        names = self.variant.replace("+", ",").split(",") if isinstance(self.variant, str) else self.variant
+        object.__setattr__(self, "variant", tuple(name.strip() for name in names))
         if self.layers is not None and not isinstance(self.layers, str):
             object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, int) else tuple(self.layers))
             if not all(isinstance(index, int) and not isinstance(index, bool) for index in self.layers):
@@ -102,7 +110,9 @@ class LoRAConfig:
         from deltaw.initialize import INITIALIZATIONS
 
         self._check_choice("init", self.init, tuple(INITIALIZATIONS))
-        if not self.targets and not self.train_also and self.bias != "all":
+        self._check_variant()
+        self._check_rows()
+        if not self.targets and not self.train_also and not self.train_rows and self.bias != "all":
             raise ConfigError(
                 "nothing to adapt",
                 where="LoRAConfig.targets",
@@ -140,6 +150,44 @@ class LoRAConfig:
                 got=repr(self.dropout),
                 expected="a number in [0, 1)",
                 hint="use 0 for no dropout; 0.05 to 0.1 are common.",
+            )
+
+    def _check_rows(self) -> None:
+        for key, rows in self.train_rows.items():
+            if not rows or not all(isinstance(row, int) and not isinstance(row, bool) and row >= 0 for row in rows):
+                raise ConfigError(
+                    "trained rows are token ids",
+                    where=f"LoRAConfig.train_rows[{key!r}]",
+                    got=repr(rows),
+                    expected="whole numbers from 0 on, at least one",
+                    hint='write {"embed_tokens": [32000, 32001]}.',
+                )
+
+    def _check_variant(self) -> None:
+        from deltaw.variants import variant_of
+
+        update = variant_of(self.variant)
+        if update.scaled:
+            return
+        name = self.variant[0]
+        given = [
+            field_name
+            for field_name, plain in (
+                ("alpha", self.alpha in (16.0, self.rank)),
+                ("rank_pattern", not self.rank_pattern),
+                ("alpha_pattern", not self.alpha_pattern),
+                ("rank_stabilized", not self.rank_stabilized),
+                ("init", self.init == "kaiming"),
+            )
+            if not plain
+        ]
+        if given:
+            raise ConfigError(
+                f"{name} has one rank for all sites, no scaling, and its own initialization",
+                where=f"LoRAConfig.{given[0]}",
+                got=repr(getattr(self, given[0])),
+                expected=f"{given[0]} left alone",
+                hint=f"leave {given[0]} out, or choose another variant.",
             )
 
     @staticmethod

@@ -3,56 +3,29 @@
 from __future__ import annotations
 
 import json
-import math
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from deltaw.adapter import METADATA, Adapter
+from deltaw.factors import Pair, Shared, SlicedLoRA
 from deltaw.fingerprint import fingerprint
-from deltaw.keys import PREFIX
+from deltaw.keys import EXTRAS, INNER, PREFIX, ROWS, SHARED, VECTORS
 from deltaw.layer import container_of
-from deltaw.layers import kind_of
+from deltaw.layers import Kind, kind_of
 from deltaw.peft_config import to_peft
 from deltaw.record import Record
-from deltaw.sites import Part
+from deltaw.stack import Stack, level, stacked, whole
 from deltaw.tree import base_modules, base_state
+from deltaw.variants import variant_of
 from deltaw.version import __version__
-from deltaw.worn import FullCopy, SlicedLoRA, Twin
+from deltaw.worn import FullCopy, Twin
 
 __all__ = ["LAYOUT", "export"]
 
 LAYOUT = 1
 _TASKS = {"ForCausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM", "ForSequenceClassification": "SEQ_CLS"}
-
-
-def _stacked(
-    parts: list[tuple[Part, Tensor, Tensor, Tensor | None]], width: int, stabilized: bool
-) -> tuple[Tensor, Tensor, float]:
-    """Slices as one plain LoRA: stacked A, zero-blocked B, and the alpha that goes with it.
-
-    Where all slices have one scaling, alpha carries it and the factors are written bit for bit; otherwise each
-    slice's scaling is folded into its B and alpha makes the whole scaling 1.
-    """
-    rank = sum(part.rank for part, *_ in parts)
-    scalings = {part.scaling for part, *_ in parts}
-    common = scalings.pop() if len(scalings) == 1 else None
-    lora_A = torch.cat([lora_A for _, lora_A, _, _ in parts])
-    lora_B = torch.zeros(width, rank, dtype=lora_A.dtype, device=lora_A.device)
-    start = 0
-    for part, _, own_B, rows in parts:
-        factor = 1.0 if common is not None else part.scaling
-        lora_B[rows, start : start + part.rank] = own_B.detach() * factor
-        start += part.rank
-    return lora_A, lora_B, (common or 1.0) * (math.sqrt(rank) if stabilized else rank)
-
-
-def _slices(parts: list[tuple[Part, Tensor, Tensor, Tensor | None]]) -> list[dict[str, Any]]:
-    return [
-        {"name": p.name, "rank": p.rank, "alpha": p.alpha, "scaling": p.scaling, "rows": [list(r) for r in p.rows]}
-        for p, *_ in parts
-    ]
 
 
 def _task(model: nn.Module, copies: list[str]) -> str | None:
@@ -73,40 +46,124 @@ def _caught(present: dict[str, nn.Module], copies: list[str], task: str | None) 
     ]  # fmt: skip
 
 
-def _collect(
-    record: Record, name: str, stabilized: bool
-) -> tuple[dict[str, Tensor], dict[str, tuple[int, float]], dict[str, Any]]:
-    """Tensors, (rank, alpha) per site, and our own notes about them."""
-    tensors: dict[str, Tensor] = {}
-    sites: dict[str, tuple[int, float]] = {}
-    own: dict[str, Any] = {"scaling": {}, "slices": {}, "twins": {}}
+@dataclass
+class _Written:
+    """What is written for one adapter.
+
+    Args:
+        tensors: key -> tensor.
+        stacks: path -> factors as the file holds them.
+        sites: path -> (rank, alpha) as the file states them.
+        tokens: path -> token ids of trained rows.
+        own: our own notes about them.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    stacks: dict[str, Stack] = field(default_factory=dict)
+    sites: dict[str, tuple[int, float]] = field(default_factory=dict)
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    own: dict[str, Any] = field(default_factory=lambda: {"scaling": {}, "slices": {}, "twins": {}})
+
+
+def _low_rank(written: _Written, path: str, module: nn.Module, kind: Kind, entry: Any) -> None:
+    """The factors of one site."""
+    parts: list[Pair] = list(entry.parts())
+    first, own = parts[0].part, written.own
+    if first.update.shared is not None:
+        written.tensors |= {PREFIX + path + VECTORS[name]: parts[0].tensors[name] for name in VECTORS}
+        for shared in (m for m in entry.modules() if isinstance(m, Shared)):
+            written.tensors |= {SHARED[name]: tensor for name, tensor in shared.named_buffers()}
+        written.sites[path] = (first.rank, first.rank)
+        own.setdefault("sizes", {})[path] = list(kind.sizes(module))
+        return
+    sliced = isinstance(entry, SlicedLoRA)
+    written.stacks[path] = stacked(parts, kind, module) if sliced else whole(parts[0])
+    own["scaling"][path] = first.scaling if len(parts) == 1 else [pair.part.scaling for pair in parts]
+    if sliced:
+        own["slices"][path] = [
+            {"name": p.name, "rank": p.rank, "alpha": p.alpha, "scaling": p.scaling, "rows": [list(r) for r in p.rows]}
+            | ({"subtract": True} if p.subtract else {})
+            for p in (pair.part for pair in parts)
+        ]
+    elif first.subtract:
+        own.setdefault("starts", {})[path] = {"rank": first.rank, "alpha": first.alpha}
+
+
+def _attention(model: nn.Module, written: _Written) -> set[str]:
+    """Make both projections of each attention alike, as PEFT has them; returns the paths it does not name."""
+    inner = {path for path in written.stacks if _parent_attention(model, path) is not None}
+    homes = {path.rpartition(".")[0] for path in inner}
+    homes |= {p for p in written.stacks if isinstance(model.get_submodule(p), nn.MultiheadAttention)}
+    for home in sorted(homes):
+        paths = (home, f"{home}.out_proj" if home else "out_proj")
+        for path, other in (paths, paths[::-1]):
+            if path not in written.stacks:
+                written.stacks[path] = _zeros(model.get_submodule(path), written.stacks[other])
+                written.own.setdefault("unworn", []).append(path)
+        first, second = (written.stacks[path] for path in paths)
+        was = [(stack.rank, stack.scaling, stack.alpha) for stack in (first, second)]
+        if level(first, second):
+            for path, (rank, scaling, alpha) in zip(paths, was, strict=True):
+                written.own.setdefault("padded", {})[path] = {"rank": rank, "scaling": scaling, "alpha": alpha}
+    return {path for path in written.stacks if _parent_attention(model, path) is not None}
+
+
+def _zeros(module: nn.Module, like: Stack) -> Stack:
+    """An update of nothing, of the smallest rank."""
+    kind = kind_of(module)
+    assert kind is not None
+    shape_A, shape_B = kind.shapes(module, 1, *kind.sizes(module))
+    return Stack(like.lora_A.new_zeros(shape_A), like.lora_B.new_zeros(shape_B), like.scaling, {}, like.alpha)
+
+
+def _parent_attention(model: nn.Module, path: str) -> nn.MultiheadAttention | None:
+    parent, _, leaf = path.rpartition(".")
+    found = model.get_submodule(parent) if leaf == "out_proj" else None
+    return found if isinstance(found, nn.MultiheadAttention) else None
+
+
+def _write_stacks(model: nn.Module, written: _Written, stabilized: bool) -> None:
+    """Stacks as tensors under PEFT's keys."""
+    for path, stack in written.stacks.items():
+        module = model.get_submodule(path)
+        kind = kind_of(module)
+        assert kind is not None
+        parent = path.rpartition(".")[0]
+        key = PREFIX + (f"{parent}{INNER}" if _parent_attention(model, path) is not None else path)
+        lora_A, lora_B = kind.pack(module, stack.lora_A, stack.lora_B)
+        written.tensors |= {key + kind.suffixes[0]: lora_A, key + kind.suffixes[1]: lora_B}
+        for name, tensor in stack.extras.items():
+            convolved = name == "magnitude" and lora_A.dim() > 2
+            shape = (1, -1, *([1] * (lora_A.dim() - 2))) if convolved else (-1,)
+            written.tensors[key + EXTRAS[name]] = tensor.reshape(shape)
+        written.sites[path] = (stack.rank, stack.numerator(stabilized))
+
+
+def _collect(model: nn.Module, record: Record, name: str, stabilized: bool) -> _Written:
+    """Tensors of one adapter, what the file states about its sites, and our own notes."""
+    written = _Written()
     for path, module in record.modules.items():
         entry: Any = container_of(module)._modules.get(name)
+        kind = kind_of(module)
         if entry is None:
             continue
-        kind = kind_of(module)
-        if hasattr(entry, "parts") and kind is not None:
-            parts = list(entry.parts())
-            if isinstance(entry, SlicedLoRA):
-                lora_A, lora_B, alpha = _stacked(parts, kind.sizes(module)[1], stabilized)
-                own["slices"][path] = _slices(parts)
-            else:
-                _, lora_A, lora_B, _ = parts[0]
-                alpha = parts[0][0].alpha
-            tensors[PREFIX + path + kind.suffixes[0]], tensors[PREFIX + path + kind.suffixes[1]] = lora_A, lora_B
-            sites[path] = (lora_A.shape[0], alpha)
-            own["scaling"][path] = parts[0][0].scaling if len(parts) == 1 else [p.scaling for p, *_ in parts]
+        if next(iter(getattr(entry, "parts", tuple)()), None) is not None and kind is not None:
+            _low_rank(written, path, module, kind, entry)
         if isinstance(entry, Twin):
-            own["twins"][path] = next(
+            written.own["twins"][path] = next(
                 p for p, m in record.modules.items() if container_of(m)._modules.get(name) is entry.primary[0]
             )
+        elif getattr(entry, "tokens", None) is not None:
+            written.tensors[PREFIX + path + ROWS] = entry.tokens.rows
+            written.tokens[path] = entry.tokens.index.tolist()
         if isinstance(entry, FullCopy):
-            tensors.update({f"{PREFIX}{path}.{key}": value for key, value in entry.module.state_dict().items()})
+            state = entry.module.state_dict()
+            written.tensors |= {f"{PREFIX}{path}.{key}": value for key, value in state.items()}
         bias: Any = getattr(entry, "bias", None)
         if bias is not None:
-            inner = ".base_layer.bias" if hasattr(entry, "parts") else ".bias"
-            tensors[PREFIX + path + inner] = bias
-    return tensors, sites, own
+            inner = ".base_layer.bias" if path in written.stacks or path in written.sites else ".bias"
+            written.tensors[PREFIX + path + inner] = bias
+    return written
 
 
 def export(model: nn.Module, record: Record, name: str) -> tuple[Adapter, list[str]]:
@@ -121,7 +178,9 @@ def export(model: nn.Module, record: Record, name: str) -> tuple[Adapter, list[s
         The adapter, and notes for the report.
     """
     worn = record.adapters[name]
-    tensors, sites, own = _collect(record, name, worn.config.rank_stabilized)
+    written = _collect(model, record, name, worn.config.rank_stabilized)
+    unnamed = _attention(model, written)
+    _write_stacks(model, written, worn.config.rank_stabilized)
     present = dict(base_modules(model))
     copies = [p for p, m in record.modules.items() if isinstance(container_of(m)._modules.get(name), FullCopy)]
     foreign = dict(worn.foreign)
@@ -131,15 +190,25 @@ def export(model: nn.Module, record: Record, name: str) -> tuple[Adapter, list[s
     caught = _caught(present, copies, foreign["task_type"]) if copies else []
     for path in caught:
         state = base_state(present[path])
-        tensors.update({f"{PREFIX}{path}.{key}": value for key, value in state.items()})
+        written.tensors |= {f"{PREFIX}{path}.{key}": value for key, value in state.items()}
     notes = [f"'{path}' is written along unchanged, since PEFT matches it by its ending" for path in caught]
-    transposed = any((kind := kind_of(record.modules[path])) is not None and kind.name == "Conv1D" for path in sites)
+    notes += [f"'{path}' is written as zeros, since PEFT adapts it too" for path in written.own.get("unworn", [])]
+    named = {path: stated for path, stated in written.sites.items() if path not in unnamed}
+    transposed = any((kind := kind_of(present[path])) is not None and kind.name == "Conv1D" for path in named)
     raw = to_peft(
-        worn.config, sites, present=[p for p in present if p], copies=copies, transposed=transposed, foreign=foreign
+        worn.config,
+        named,
+        present=[p for p in present if p],
+        copies=copies,
+        transposed=transposed,
+        foreign=foreign,
+        tokens=written.tokens,
     )
-    own.update(
-        along=caught, layout=LAYOUT, version=__version__, fingerprint=fingerprint((p, record.modules[p]) for p in sites)
-    )
+    own = written.own
+    sites = [(path, present[path]) for path in {**written.sites, **dict.fromkeys(written.tokens)}]
+    own.update(along=caught, layout=LAYOUT, version=__version__, fingerprint=fingerprint(sites))
+    names = variant_of(worn.config.variant).names
+    own.update({"variant": list(names)} if names != ("lora",) else {})
     metadata = {**worn.metadata, METADATA: json.dumps(own, sort_keys=True, separators=(",", ":"))}
-    plain = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in tensors.items()}
+    plain = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in written.tensors.items()}
     return Adapter(tensors=plain, raw=raw, metadata=metadata), notes

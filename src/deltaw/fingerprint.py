@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltaw.layers import kind_of
+
 __all__ = ["differences", "fingerprint"]
 
 _SAMPLES = 8
@@ -47,7 +49,8 @@ def fingerprint(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
     sites: dict[str, Any] = {}
     dtype = "float32"
     for index, (path, module) in enumerate(chosen):
-        weight: Any = getattr(module, "weight", None)
+        kind = kind_of(module)
+        weight: Any = getattr(module, "weight" if kind is None else kind.parameter, None)
         if weight is None:
             continue
         dtype = str(weight.dtype).removeprefix("torch.")

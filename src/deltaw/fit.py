@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,15 +11,14 @@ from torch import Tensor, nn
 from deltaw.adapter import Adapter
 from deltaw.errors import CheckpointError, DeltawError, nearest
 from deltaw.fingerprint import differences, fingerprint
-from deltaw.functional import scaling_of
-from deltaw.keys import Contents
+from deltaw.fit_sites import SiteFitting
 from deltaw.layers import kind_of
 from deltaw.patterns import Matcher, block_indices
-from deltaw.peft_config import alpha_for
-from deltaw.sites import Part, Plan
-from deltaw.targets import Choice, finish
+from deltaw.settle import Chosen, finish
+from deltaw.sites import Plan
 from deltaw.ties import storage_key
-from deltaw.tree import base_modules, base_state
+from deltaw.tree import base_state
+from deltaw.view import View
 
 __all__ = ["Fit", "fit"]
 
@@ -35,7 +33,9 @@ class Fit:
 
     Args:
         plan: what to attach.
-        factors: (path, part name) -> (A, B).
+        tensors: (path, part name) -> the update's tensors by name.
+        shared: name -> tensors that all sites read.
+        rows: path -> trained rows of a token table, in the order of the plan's ids.
         copies: path -> state dict of a module trained in full.
         biases: path -> trained bias.
         total: number of modules the file speaks of.
@@ -43,27 +43,21 @@ class Fit:
     """
 
     plan: Plan
-    factors: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    tensors: dict[tuple[str, str], dict[str, Tensor]] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
     copies: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     biases: dict[str, Tensor] = field(default_factory=dict)
     total: int = 0
     notes: list[str] = field(default_factory=list)
 
 
-class _Fitting:
+class _Fitting(SiteFitting):
     """One pass over a file; collects problems instead of stopping at the first."""
 
     def __init__(self, model: nn.Module, adapter: Adapter, allow_other_base: bool) -> None:
-        self.model, self.adapter, self.allow = model, adapter, allow_other_base
-        self.raw, self.own = dict(adapter.raw), adapter.own
-        self.contents: Contents = adapter.contents
-        self.modules = dict(base_modules(model))
-        self.problems: list[str] = []
-        self.notes: list[str] = []
-        self.chosen: dict[str, Choice] = {}
-        self.factors: dict[tuple[str, str], tuple[Tensor, Tensor]] = {}
-        self.copies: dict[str, dict[str, Tensor]] = {}
-        self.biases: dict[str, Tensor] = {}
+        super().__init__(model, adapter)
+        self.allow = allow_other_base
 
     def tied(self, path: str, other: str) -> bool:
         """Whether two modules share their weight in this model."""
@@ -77,69 +71,6 @@ class _Fitting:
         for key, tensor in sorted(self.adapter.tensors.items()):
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 self.problems.append(f"'{key}' holds NaN or infinity")
-
-    def sites(self) -> None:
-        """Every pair of factors needs a module of its kind and size."""
-        for path, pair in self.contents.factors.items():
-            module = self.modules.get(path)
-            kind = kind_of(module) if module is not None else None
-            if module is None:
-                names = [p for p, m in self.modules.items() if kind_of(m) is not None]
-                self.problems.append(f"no module '{path}' in the model; nearest: {nearest(path, names, 2)}")
-            elif kind is None or kind.suffixes != self.contents.suffixes[path]:
-                self.problems.append(f"'{path}' is a {type(module).__name__}, which these tensors do not fit")
-            elif set(pair) != {0, 1}:
-                self.problems.append(
-                    f"'{path}' has lora_{'A' if 0 in pair else 'B'} but no lora_{'B' if 0 in pair else 'A'}"
-                )
-            elif self._sizes_fit(path, pair[0], pair[1], kind.sizes(module)):
-                self._parts(path, pair[0], pair[1], kind.sizes(module)[1])
-
-    def _sizes_fit(self, path: str, lora_A: Tensor, lora_B: Tensor, sizes: tuple[int, int]) -> bool:
-        found = (tuple(lora_A.shape), tuple(lora_B.shape))
-        rank = lora_A.shape[0] if lora_A.dim() == 2 else 0
-        if rank == 0 or found != ((rank, sizes[0]), (sizes[1], rank)):
-            self.problems.append(f"'{path}': A {found[0]} and B {found[1]} do not fit a {sizes[0]} -> {sizes[1]} layer")
-            return False
-        stated = self.raw.get("r", 8)
-        for key, value in (self.raw.get("rank_pattern") or {}).items():
-            if re.match(rf"(.*\.)?({key})$", path):
-                stated = value
-                break
-        if stated != rank:
-            self.problems.append(f"'{path}': rank {rank} in the tensors, {stated} in adapter_config.json")
-        return True
-
-    def _parts(self, path: str, lora_A: Tensor, lora_B: Tensor, width: int) -> None:
-        """Parts of one site: one, or the slices that our metadata describes."""
-        rank, alpha = lora_A.shape[0], alpha_for(self.raw, path)
-        scaling = scaling_of(rank, alpha, bool(self.raw.get("use_rslora", False)))
-        slices = self.own.get("slices", {}).get(path)
-        if not slices:
-            self.chosen[path] = Choice(
-                path, parts=(Part(name="", rank=rank, alpha=alpha, scaling=scaling, out_features=width),)
-            )
-            self.factors[path, ""] = (lora_A, lora_B)
-            return
-        parts, start, folded = [], 0, len({entry["scaling"] for entry in slices}) > 1
-        for entry in slices:
-            rows = tuple((int(a), int(b)) for a, b in entry["rows"])
-            index = torch.cat([torch.arange(a, b) for a, b in rows])
-            stop = start + int(entry["rank"])
-            own_B = lora_B[index, start:stop] / (entry["scaling"] if folded else 1.0)
-            self.factors[path, entry["name"]] = (lora_A[start:stop], own_B)
-            parts.append(
-                Part(
-                    name=entry["name"],
-                    rank=int(entry["rank"]),
-                    alpha=entry["alpha"],
-                    scaling=entry["scaling"],
-                    out_features=len(index),
-                    rows=rows,
-                )
-            )
-            start = stop
-        self.chosen[path] = Choice(path, parts=tuple(parts))
 
     def expected(self) -> None:
         """Modules the configuration targets must be in the file; patterns that match nothing are worth a line."""
@@ -161,6 +92,7 @@ class _Fitting:
                 excluded = any(Matcher(p).matches(path, self.modules[path]) for p in config.exclude)  # type: ignore[union-attr]
                 if (
                     path not in self.contents.factors
+                    and path not in self.contents.vectors
                     and path.startswith(prefixes)
                     and not excluded
                     and not self._saved_whole(path)
@@ -175,7 +107,7 @@ class _Fitting:
         mode = self.raw.get("bias", "none")
         for name, tensor in self.contents.base.items():
             path, _, leaf = name.rpartition(".")
-            if leaf == "bias" and mode != "none" and path in self.contents.factors:
+            if leaf == "bias" and mode != "none" and (path in self.contents.factors or path in self.contents.vectors):
                 self._bias(path, tensor)
             else:
                 self._frozen(path, leaf, tensor)
@@ -315,11 +247,12 @@ def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -
     work = _Fitting(model, adapter, allow_other_base)
     work.finite()
     work.sites()
+    work.rows()
     work.expected()
     work.rest()
     work.base()
     ties = _twins_of(work)
-    if not work.contents.factors and not work.copies and not work.biases and not work.problems:
+    if not work.chosen and not work.copies and not work.biases and not work.tokens and not work.problems:
         work.problems.append("the file holds no tensor of an adapter")
     if work.problems:
         shown = work.problems[:_SHOWN] + (
@@ -340,10 +273,20 @@ def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -
     order = [path for path in work.modules if path in work.chosen]
     biases = [(path, work.modules[path]) for path in work.modules if path in work.biases]
     copies = [path for path in work.modules if path in work.copies]
-    config: Any = adapter.config.replace(ties=ties)
-    made = finish(model, config, {path: work.chosen[path] for path in order}, copies, biases, {}, [])
-    total = len(work.contents.factors) + len(copies)
-    return Fit(made, work.factors, work.copies, work.biases, total, work.notes + list(made.notes))
+    config = adapter.config.replace(ties=ties, train_rows=work.tokens, variant=work.variant)
+    chosen = Chosen({path: work.chosen[path] for path in order}, copies, biases, work.tokens, {}, [])
+    made = finish(View(model), config, chosen)
+    total = len(work.contents.factors) + len(work.contents.vectors) + len(copies) + len(work.tokens)
+    return Fit(
+        plan=made,
+        tensors=work.tensors,
+        shared=work.contents.shared,
+        rows=work.token_rows,
+        copies=work.copies,
+        biases=work.biases,
+        total=total - len(work.own.get("unworn", ())),
+        notes=work.notes + list(made.notes),
+    )
 
 
 def _hint(work: _Fitting) -> str:

@@ -28,6 +28,7 @@ __all__ = [
     "drop",
     "embed_down",
     "linear_down",
+    "linear_up",
     "merge_weight",
     "scaling_of",
 ]
@@ -106,15 +107,31 @@ def embed_down(
     return F.embedding(ids, lora_A.t(), padding_idx, scale_grad_by_freq=scale_grad_by_freq).to(dtype)
 
 
-def add_term(out: Tensor, h: Tensor, lora_B: Tensor, scaling: float, rows: Tensor | None = None) -> Tensor:
-    """Second half: out + scaling * h B^T, on all output features or on some of them.
+def linear_up(h: Tensor, lora_B: Tensor) -> Tensor:
+    """Second half of the term: h B^T, not yet scaled.
+
+    Args:
+        h: what ``linear_down`` or ``embed_down`` returned, shape (..., R).
+        lora_B: up projection, shape (O, R).
+
+    Returns:
+        Tensor of shape (..., O), dtype of ``h``.
+
+    Example:
+        >>> linear_up(torch.ones(1, 1), torch.tensor([[3.0], [4.0]])).tolist()
+        [[3.0, 4.0]]
+    """
+    return F.linear(h, lora_B.to(h.dtype))
+
+
+def add_term(out: Tensor, term: Tensor, scaling: float, rows: Tensor | None = None) -> Tensor:
+    """The sum: out + scaling * term, on all output features or on some of them.
 
     Args:
         out: the base's output, shape (..., O).
-        h: what ``linear_down`` or ``embed_down`` returned, shape (..., R).
-        lora_B: up projection, shape (O, R), or (len(rows), R) with ``rows``.
+        term: what ``linear_up`` returned; shape (..., len(rows)) with ``rows``.
         scaling: factor on the term.
-        rows: int64 indices of the output features that B speaks of; None means all.
+        rows: int64 indices of the output features that the term speaks of; None means all.
 
     Returns:
         Tensor of shape (..., O), dtype of ``out``.
@@ -123,10 +140,10 @@ def add_term(out: Tensor, h: Tensor, lora_B: Tensor, scaling: float, rows: Tenso
         arXiv:2106.09685, eq. 3.
 
     Example:
-        >>> add_term(torch.zeros(1, 2), torch.ones(1, 1), torch.tensor([[3.0]]), 0.5, torch.tensor([1])).tolist()
+        >>> add_term(torch.zeros(1, 2), torch.tensor([[3.0]]), 0.5, torch.tensor([1])).tolist()
         [[0.0, 1.5]]
     """
-    term = F.linear(h, lora_B.to(h.dtype)).to(out.dtype)
+    term = term.to(out.dtype)
     if rows is None:
         return out.add(term, alpha=scaling)
     return out.index_add(-1, rows, term, alpha=scaling)
@@ -169,17 +186,20 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def delta_weight(lora_A: Tensor, lora_B: Tensor, scaling: float, dtype: torch.dtype = torch.float32) -> Tensor:
+def delta_weight(
+    lora_A: Tensor, lora_B: Tensor, scaling: float, dtype: torch.dtype = torch.float32, groups: int = 1
+) -> Tensor:
     """The update as a dense matrix, scaling * B A. Needed to merge, never to run.
 
     Args:
-        lora_A: shape (R, I).
-        lora_B: shape (O, R).
+        lora_A: shape (R, I), or (R, I / groups, *kernel) of a convolution.
+        lora_B: shape (O, R), or (O, R / groups, 1, ...).
         scaling: factor.
         dtype: of the computation and the result.
+        groups: number of blocks; each block of outputs sees its own block of A.
 
     Returns:
-        Tensor of shape (O, I).
+        Tensor of shape (O, K), where K is I, or I / groups * kernel.
 
     Source:
         arXiv:2106.09685, eq. 3.
@@ -188,7 +208,11 @@ def delta_weight(lora_A: Tensor, lora_B: Tensor, scaling: float, dtype: torch.dt
         >>> delta_weight(torch.ones(1, 2), torch.tensor([[1.0], [2.0]]), 2.0).tolist()
         [[2.0, 2.0], [4.0, 4.0]]
     """
-    return (lora_B.to(dtype) @ lora_A.to(dtype)) * scaling
+    wide_A, wide_B = lora_A.to(dtype).flatten(1), lora_B.to(dtype).flatten(1)
+    if groups == 1:
+        return (wide_B @ wide_A) * scaling
+    blocks = wide_B.reshape(groups, -1, wide_B.shape[1]) @ wide_A.reshape(groups, -1, wide_A.shape[1])
+    return blocks.reshape(wide_B.shape[0], -1) * scaling
 
 
 def merge_weight(weight: Tensor, delta: Tensor) -> Tensor:

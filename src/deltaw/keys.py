@@ -13,12 +13,22 @@ from torch import Tensor
 
 from deltaw.layers import KINDS
 
-__all__ = ["PREFIX", "Contents", "read_keys"]
+__all__ = ["EXTRAS", "INNER", "PREFIX", "ROWS", "SHARED", "VECTORS", "Contents", "read_keys"]
 
 PREFIX = "base_model.model."
 _SUFFIXES = {
     suffix: (kinds, index) for kinds in {kind.suffixes for kind in KINDS.values()} for index, suffix in enumerate(kinds)
 }
+EXTRAS = {"magnitude": ".lora_magnitude_vector", "bias_B": ".lora_B.bias"}
+"""Key endings of what a variant keeps beside A and B."""
+VECTORS = {"vera_b": ".vera_lambda_b", "vera_d": ".vera_lambda_d"}
+"""Key endings of a VeRA file, whose matrices are shared by all modules."""
+SHARED = {"vera_A": "base_model.vera_A", "vera_B": "base_model.vera_B"}
+"""Keys of the shared matrices."""
+ROWS = ".token_adapter.trainable_tokens_delta"
+"""Key ending of trained token rows; they are the rows themselves."""
+INNER = ".base_layer.out_proj"
+"""Where PEFT's attention keeps its output projection."""
 
 
 @dataclass
@@ -28,12 +38,20 @@ class Contents:
     Args:
         factors: path -> {0: A, 1: B}.
         suffixes: path -> the suffixes its factors had.
+        extras: path -> name -> what a variant keeps beside the factors.
+        vectors: path -> name -> what a VeRA file keeps for a module.
+        shared: name -> what all modules of a VeRA file share.
+        rows: path -> trained rows of a token table.
         base: "path.parameter" -> a copy of a frozen base parameter that PEFT wrote along, or a trained bias.
         rest: "path.parameter" -> everything else: full copies and biases of modules without factors.
     """
 
     factors: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     suffixes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    extras: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    vectors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    shared: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor] = field(default_factory=dict)
     base: dict[str, Tensor] = field(default_factory=dict)
     rest: dict[str, Tensor] = field(default_factory=dict)
 
@@ -62,15 +80,39 @@ def read_keys(tensors: Mapping[str, Tensor]) -> Contents:
             if PREFIX + inner in tensors:
                 continue
             name = inner
-        for suffix, (kinds, index) in _SUFFIXES.items():
-            if name.endswith(suffix):
-                path = name.removesuffix(suffix)
-                contents.factors.setdefault(path, {})[index] = tensors[key]
-                contents.suffixes[path] = kinds
-                break
-        else:
+        if not _sorted_in(contents, key, name, tensors[key]):
             if ".base_layer." in name:
                 contents.base[name.replace(".base_layer.", ".")] = tensors[key]
             else:
                 contents.rest[name] = tensors[key]
     return contents
+
+
+def _sorted_in(contents: Contents, key: str, name: str, tensor: Tensor) -> bool:
+    """Put a tensor where its ending says; False where it is none of an adapter's own."""
+    for suffix, (kinds, index) in _SUFFIXES.items():
+        if name.endswith(suffix):
+            path = _plain(name.removesuffix(suffix))
+            contents.factors.setdefault(path, {})[index] = tensor
+            contents.suffixes[path] = kinds
+            return True
+    for group, endings in ((contents.extras, EXTRAS), (contents.vectors, VECTORS)):
+        for extra, suffix in endings.items():
+            # the magnitude was a module of its own in some versions
+            if name.endswith((suffix, f"{suffix}.weight")):
+                path = _plain(name.removesuffix(".weight").removesuffix(suffix))
+                group.setdefault(path, {})[extra] = tensor
+                return True
+    if name.endswith(ROWS):
+        contents.rows[name.removesuffix(ROWS)] = tensor
+        return True
+    for extra, whole in SHARED.items():
+        if key == whole:
+            contents.shared[extra] = tensor
+            return True
+    return False
+
+
+def _plain(path: str) -> str:
+    """The path in the model of what PEFT keeps inside its attention."""
+    return path.removesuffix(INNER) + ".out_proj" if path.endswith(INNER) else path

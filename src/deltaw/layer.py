@@ -17,12 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.errors import ModelError, StateError, TargetError
+from deltaw.factors import Pair, cut
+from deltaw.functional import add_term
 from deltaw.layers import KINDS, Kind, kind_of
 from deltaw.layers.bias import add_bias
+from deltaw.layers.readers import READERS, reader_of
+from deltaw.layers.readers import Reader as ReaderKind
 from deltaw.record import Record
+from deltaw.sites import BaseView
+from deltaw.tokens import TokenRows, look_up, read_out
 from deltaw.tree import CONTAINER
-from deltaw.variants import VARIANTS
-from deltaw.worn import Adapters, FullCopy
+from deltaw.worn import Adapters, FullCopy, Reader
 
 __all__ = [
     "container_of",
@@ -40,48 +45,90 @@ _BASE = "_deltaw_base"
 _CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
 
 
-def _low_rank(module: nn.Module, kind: Kind, out: Tensor, x: Tensor, entry: Any, weight: float) -> Tensor:
-    """Add one adapter's term, and its bias, to an output."""
-    term_input = entry.dropped(x)
-    for part, lora_A, lora_B, rows in entry.parts():
-        h = kind.down(module, term_input, lora_A, out.dtype)
-        out = VARIANTS["lora"].apply(out, h, lora_B, part.scaling * weight, rows)
-    return out
+def _add(module: nn.Module, kind: Kind, out: Tensor, x: Tensor, pair: Pair, weight: float, start: int = 0) -> Tensor:
+    """Add one update's term to an output, whose first feature is the weight's row ``start``."""
+    part, tensors, rows = pair
+    update = part.update
+    lora_A, lora_B = update.factors(tensors)
+    term = kind.up(module, kind.down(module, x, lora_A, out.dtype), lora_B)
+    if "start_A" in tensors:
+        # two products and not one of joined factors: while both are equal, their difference is exactly zero
+        term = term - kind.up(module, kind.down(module, x, tensors["start_A"], out.dtype), tensors["start_B"])
+    view = BaseView(kind, module, rows if rows is None else rows + start)
+    out = update.apply(out, term, part.scaling * weight, tensors, rows, view)
+    if update.shift is None:
+        return out
+    shift = kind.spread(module, update.shift(tensors))
+    shift = shift if rows is None else shift.expand(*out.shape[:-1], len(rows))
+    return add_term(out, shift, part.scaling * weight, rows)
+
+
+def _project(module: nn.Module, kind: Kind, worn: list[tuple[Any, float]]) -> Callable[..., Tensor]:
+    """The terms of all adapters on some rows of a fused projection."""
+
+    def project(out: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
+        for entry, weight in worn:
+            for pair in getattr(entry, "parts", tuple)():
+                own = cut(pair, start, stop, kind.sizes(module)[1])
+                if own is not None:
+                    out = _add(module, kind, out, x, own, weight, start)
+        return out
+
+    return project
+
+
+def _besides(module: nn.Module, out: Tensor, x: Tensor, tokens: TokenRows) -> Tensor:
+    """Put trained rows in the place of the table's: what was looked up, or the scores of a tied head."""
+    if not isinstance(module, nn.Embedding):
+        return read_out(out, x, tokens, getattr(module, "bias", None))
+    scale = getattr(module, "embed_scale", None)
+    return look_up(out, x, tokens, module.padding_idx, module.scale_grad_by_freq, scale)
 
 
 def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, args: Any, kwargs: Any) -> Any:
     """The forward of every LoRA layer."""
-    worn = module._modules[CONTAINER].worn()  # type: ignore[union-attr, operator]
+    container: Any = module._modules[CONTAINER]
+    worn = container.worn()
     if not worn:
         return base(module, *args, **kwargs)
     if isinstance(worn[0][0], FullCopy):
         return worn[0][0].module(*args, **kwargs)
+    if kind is not None and kind.forward is not None:
+        return kind.forward(module, _project(module, kind, worn), args, kwargs)
     x = args[0] if args else next(iter(kwargs.values()))
     out = kind.plain(module, x) if kind is not None and kind.plain is not None else None
     out = base(module, *args, **kwargs) if out is None else out
     if not isinstance(out, Tensor):
+        if all(isinstance(entry, Reader) for entry, _ in worn):
+            return out
         raise ModelError(
             "this layer's output is not a tensor, so no term can be added to it",
-            where=f"module '{module._modules[CONTAINER].path}'",  # type: ignore[union-attr]
+            where=f"module '{container.path}'",
             got=type(out).__name__,
             expected="a tensor",
             hint="exclude this module.",
         )
     entry: Any
     for entry, weight in worn:
+        if isinstance(entry, Reader):
+            continue
+        if entry.tokens is not None:
+            out = _besides(module, out, x, entry.tokens)
         if kind is not None and hasattr(entry, "parts"):
-            out = _low_rank(module, kind, out, x, entry, weight)
+            term_input = entry.dropped(x)
+            for pair in entry.parts():
+                out = _add(module, kind, out, term_input, pair, weight)
         if entry.bias is not None:
             out = add_bias(module, out, entry.bias)
     return kind.bounded(module, out) if kind is not None and kind.bounded is not None else out
 
 
-def lora_class(base: type[nn.Module], kind: Kind | None) -> type[nn.Module]:
+def lora_class(base: type[nn.Module], kind: Kind | ReaderKind | None) -> type[nn.Module]:
     """The LoRA subclass of a module class; the same object on every call.
 
     Args:
         base: class of the module to adapt.
-        kind: its kind, or None where only copies and biases are worn.
+        kind: its kind, or the reader that it is, or None where only copies and biases are worn.
 
     Returns:
         A subclass of ``base``.
@@ -93,24 +140,26 @@ def lora_class(base: type[nn.Module], kind: Kind | None) -> type[nn.Module]:
     name = kind.name if kind is not None else ""
     if (base, name) not in _CLASSES:
         base_forward = base.forward
+        site_kind = kind if isinstance(kind, Kind) else None
 
         @functools.wraps(base_forward)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return _forward(self, base_forward, kind, args, kwargs)
+            return _forward(self, base_forward, site_kind, args, kwargs)
 
         def reduce_ex(self: nn.Module, protocol: int) -> tuple[Any, ...]:
             # the class is made at run time, so a pickle names its base and makes it again
             reduced: Any = object.__reduce_ex__(self, max(int(protocol), 2))
             return (_rebuild, (base, name), *reduced[2:])
 
-        members = {"forward": forward, "__reduce_ex__": reduce_ex, _BASE: base, "__module__": base.__module__}
+        members = {} if kind is None else dict(kind.members)
+        members |= {"forward": forward, "__reduce_ex__": reduce_ex, _BASE: base, "__module__": base.__module__}
         members["__doc__"] = f"{base.__name__} with low-rank adapters."
         _CLASSES[base, name] = type(f"LoRA{base.__name__}", (base,), members)
     return _CLASSES[base, name]
 
 
 def _rebuild(base: type[nn.Module], kind: str) -> nn.Module:
-    cls = lora_class(base, KINDS.get(kind))
+    cls = lora_class(base, KINDS.get(kind) or READERS.get(kind))
     return cls.__new__(cls)
 
 
@@ -216,7 +265,7 @@ def put_on(path: str, module: nn.Module, record: Record) -> Adapters:
         return container_of(module)
     container = Adapters(record, path).train(module.training)
     module.add_module(CONTAINER, container)
-    module.__class__ = lora_class(type(module), kind_of(module))
+    module.__class__ = lora_class(type(module), kind_of(module) or reader_of(module))
     _rehook(module)
     record.modules[path] = module
     return container
@@ -258,7 +307,7 @@ def put_back(module: nn.Module, container: Adapters) -> None:
         container: what ``take_off`` returned; it follows the module to its device and mode.
     """
     module.add_module(CONTAINER, container.to(device_of(module)).train(module.training))
-    module.__class__ = lora_class(type(module), kind_of(module))
+    module.__class__ = lora_class(type(module), kind_of(module) or reader_of(module))
     _rehook(module)
 
 

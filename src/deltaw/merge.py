@@ -16,20 +16,21 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.errors import StateError
+from deltaw.factors import Pair
 from deltaw.functional import compute_dtype, merge_weight
 from deltaw.keep import Kept, check_unchanged, keep, restore
 from deltaw.layer import container_of, put_back, take_off
-from deltaw.layers import Kind, kind_of
+from deltaw.layers import Kind, kind_of, weight_of
 from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Mix, Record, record_of
 from deltaw.refuse import is_sharded
 from deltaw.reports import size
+from deltaw.sites import BaseView
 from deltaw.ties import storage_key
 from deltaw.tree import base_modules, require_model
-from deltaw.variants import VARIANTS
 from deltaw.worn import Adapters, FullCopy, Twin
 
-__all__ = ["MergeReport", "UnmergeReport", "dense_delta", "merge", "unmerge"]
+__all__ = ["MergeReport", "UnmergeReport", "bias_value", "dense_delta", "merge", "unmerge"]
 
 _SUMMABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -77,23 +78,26 @@ class UnmergeReport:
         return f"restored the exact bits of {self.sites} weights; {', '.join(n for n, _ in self.mix)} active again"
 
 
-def dense_delta(kind: Kind, entry: Any, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def dense_delta(kind: Kind, module: nn.Module, entry: Any, weight: Tensor) -> Tensor:
     """The update of one adapter at one site, in the layout of the stored weight.
 
     Args:
         kind: the site's kind.
+        module: the site's module.
         entry: the adapter's module there.
-        shape: shape of the stored weight.
-        dtype: of the result.
+        weight: the base's weight in its stored layout, in the dtype to compute in.
 
     Returns:
-        Tensor of that shape.
+        Tensor like ``weight``.
     """
-    out = torch.zeros(shape[::-1] if kind.transposed else shape, dtype=dtype, device=next(entry.parts())[1].device)
-    for part, lora_A, lora_B, rows in entry.parts():
-        delta = VARIANTS["lora"].delta(lora_A, lora_B, part.scaling, dtype)
-        out = out + delta if rows is None else out.index_add(0, rows, delta)
-    return out.t() if kind.transposed else out
+    out = torch.zeros_like(kind.matrix(module, weight))
+    for pair in entry.parts():
+        view = BaseView(kind, module, pair.rows, weight)
+        tensors = {name: tensor.to(weight.device) for name, tensor in pair.tensors.items()}
+        factors = Pair(pair.part, tensors, None).factors
+        delta = pair.part.update.delta(tensors, factors, pair.part.scaling, view)
+        out = out + delta if pair.rows is None else out.index_add(0, pair.rows.to(out.device), delta)
+    return kind.stored(out, weight.shape)
 
 
 def _refuse(what: str, where: str, got: str, expected: str, hint: str) -> StateError:
@@ -111,22 +115,58 @@ class _Change:
     shape: tuple[int, ...] | None = None
 
 
-def _low_rank_value(module: Any, kind: Kind, entries: list[tuple[Any, float]]) -> Tensor:
-    parameter: Tensor = module.weight
+def _weight_value(module: Any, kind: Kind, entries: list[tuple[Any, float]]) -> Tensor:
+    """A weight with trained rows put in and updates added, rounded once."""
+    parameter: Tensor = kind.weight(module)
+    stored = parameter.detach()
     wide = compute_dtype(parameter.dtype)
     total = torch.zeros(parameter.shape, dtype=wide, device=parameter.device)
     with torch.autocast(parameter.device.type, enabled=False):
         for entry, weight in entries:
-            total += dense_delta(kind, entry, parameter.shape, wide).to(parameter.device) * weight
+            if entry.tokens is not None:
+                rows = entry.tokens.rows.detach().to(parameter)
+                stored = stored.index_copy(0, entry.tokens.index.to(parameter.device), rows)
+            if hasattr(entry, "parts"):
+                total += dense_delta(kind, module, entry, stored.to(wide)) * weight
     if kind.settled is None:
-        return merge_weight(parameter.detach(), total)
-    return kind.settled(module, merge_weight(kind.settled(module, parameter.detach()), total))
+        return merge_weight(stored, total)
+    return kind.settled(module, merge_weight(kind.settled(module, stored), total))
+
+
+def bias_value(module: Any, kind: Kind | None, entries: list[tuple[Any, float]]) -> Tensor | None:
+    """A bias with what adapters make of it.
+
+    Args:
+        module: the module.
+        kind: its kind, or None where it has none.
+        entries: (adapter's module there, weight).
+
+    Returns:
+        Shape (O), or None where the bias is left alone.
+    """
+    name = "bias" if kind is None else kind.bias
+    own = module._parameters.get(name)
+    trained = next((entry.bias for entry, _ in entries if getattr(entry, "bias", None) is not None), None)
+    value = None if trained is None else trained.detach()
+    for entry, weight in entries:
+        for pair in getattr(entry, "parts", tuple)():
+            if pair.part.update.shift is None:
+                continue
+            shift = pair.part.update.shift(pair.tensors).detach() * (pair.part.scaling * weight)
+            value = (torch.zeros_like(shift) if own is None else own.detach()) if value is None else value
+            value = value.to(compute_dtype(value.dtype))
+            if pair.rows is None:
+                value = value + shift.to(value)
+            else:
+                value = value.index_add(0, pair.rows.to(value.device), shift.to(value))
+    return value
 
 
 def _updates(module: nn.Module, mix: Mix) -> frozenset[int]:
     """Identities of the low-rank updates that a mix makes a module wear, whether first-hand or as a twin."""
     entries = [container_of(module)._modules.get(name) for name, _ in mix]
-    return frozenset(id(e.primary[0] if isinstance(e, Twin) else e) for e in entries if hasattr(e, "parts"))
+    homes = [e.primary[0] if isinstance(e, Twin) else e for e in entries if e is not None]
+    return frozenset(id(home) for home in homes if _updates_weight(home))
 
 
 def _changes(record: Record, mix: Mix) -> list[_Change]:
@@ -136,24 +176,36 @@ def _changes(record: Record, mix: Mix) -> list[_Change]:
     for path, module in record.modules.items():
         container, kind = container_of(module), kind_of(module)
         worn = [(container._modules[name], weight) for name, weight in mix if name in container._modules]
-        low_rank = [(e, w) for e, w in worn if hasattr(e, "parts") and not isinstance(e, Twin)]
-        if low_rank and kind is not None:
-            value = functools.partial(_low_rank_value, module, kind, low_rank)
+        own = [(e, w) for e, w in worn if _updates_weight(e)]
+        if own and kind is not None:
+            value = functools.partial(_weight_value, module, kind, own)
             alike = frozenset(key for key, ids in updates.items() if ids == updates[id(module)])
-            sizes = kind.sizes(module) if kind.transposed else kind.sizes(module)[::-1]
-            weight = module._parameters.get("weight")
-            changes.append(
-                _Change(where=f"{path}.weight", parameter=weight, value=value, readers=alike, shape=tuple(sizes))
-            )
+            where = f"{path}.{kind.parameter}"
+            shape = _shape(kind, module)
+            changes.append(_Change(where=where, parameter=kind.weight(module), value=value, readers=alike, shape=shape))
+        bias = bias_value(module, kind, worn)
+        if bias is not None:
+            name = "bias" if kind is None else kind.bias
+            parameter, reader = module._parameters.get(name), frozenset({id(module)})
+            changes.append(_Change(where=f"{path}.{name}", parameter=parameter, value=bias.detach, readers=reader))
         for entry, _ in worn:
-            bias: Any = getattr(entry, "bias", None)
-            if bias is not None:
-                own = module._parameters.get("bias")
-                reader = frozenset({id(module)})
-                changes.append(_Change(where=f"{path}.bias", parameter=own, value=bias.detach, readers=reader))
             if isinstance(entry, FullCopy):
                 changes += _replaced(path, module, entry.module)
     return changes
+
+
+def _updates_weight(entry: Any) -> bool:
+    """Whether an adapter changes the weight of the module it stands at, and is not the twin of one that does."""
+    if isinstance(entry, Twin | FullCopy):
+        return False
+    return hasattr(entry, "parts") or getattr(entry, "tokens", None) is not None
+
+
+def _shape(kind: Kind, module: Any) -> tuple[int, ...]:
+    """Shape in which a module of this kind stores its weight."""
+    n_in, n_out = kind.sizes(module)
+    shape = (n_out, *kind.shapes(module, kind.groups(module), n_in, n_out)[0][1:])
+    return shape[::-1] if kind.transposed else shape
 
 
 def _replaced(path: str, module: nn.Module, copy: nn.Module) -> list[_Change]:
@@ -187,8 +239,10 @@ def _check_writable(change: _Change) -> None:
     got = (
         f"{type(weight).__name__} of {weight.dtype} on {weight.device}"
         if isinstance(weight, Tensor)
-        else "no stored weight: it is packed, or computed by a parametrization"
+        else "no stored tensor: it is absent, packed, or computed by a parametrization"
     )
+    if weight is None and change.where.endswith("bias"):
+        got = "no bias: the one that was trained has nowhere to go"
     raise _refuse(
         "this weight cannot be merged into", f"parameter '{change.where}'", got, "a plain floating-point weight",
         "merge into a dequantized, loaded copy of the base; remove parametrizations first.",
@@ -229,7 +283,7 @@ def _check_ties(worn: list[tuple[str, nn.Module, Adapters]], mix: Mix) -> None:
         if not isinstance(entry, Twin):
             continue
         home, primary = homes[id(entry.primary[0])]
-        weights = [m._parameters.get("weight") for m in (module, primary)]
+        weights = [weight_of(m) for m in (module, primary)]
         keys = [None if weight is None else storage_key(weight) for weight in weights]
         if keys[0] is None or keys[0] != keys[1]:
             raise _refuse(

@@ -6,23 +6,25 @@ What PEFT can write and deltaw cannot apply is refused here, by name.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from deltaw.config import LoRAConfig
 from deltaw.errors import CheckpointError
+from deltaw.variants import variant_of
 
-__all__ = ["FIELDS", "alpha_for", "from_peft", "to_peft", "unknown_fields"]
+__all__ = ["FIELDS", "alpha_for", "from_peft", "is_vera", "stated_rank", "to_peft", "unknown_fields"]
 
+_FLAGS = {"dora": "use_dora", "lora_bias": "lora_bias"}
+"""Fields by which PEFT names a variant."""
+_METHODS = ("LORA", "VERA")
 _NOTHING = "dummy-target-modules"
 """PEFT's word for an adapter without any low-rank site."""
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _REFUSED = {
-    "use_dora": "DoRA",
-    "lora_bias": "a bias on B",
     "use_qalora": "QALoRA",
     "alora_invocation_tokens": "activated LoRA",
     "target_parameters": "LoRA on raw parameters",
-    "trainable_token_indices": "trained token rows",
     "layer_replication": "replicated layers",
     "use_bdlora": "block-diagonal LoRA",
     "arrow_config": "Arrow routing",
@@ -37,6 +39,8 @@ FIELDS = frozenset(
         "alpha_pattern", "base_model_name_or_path", "bias", "exclude_modules", "fan_in_fan_out", "inference_mode",
         "init_lora_weights", "layers_pattern", "layers_to_transform", "lora_alpha", "lora_dropout", "modules_to_save",
         "peft_type", "r", "rank_pattern", "revision", "target_modules", "task_type", "use_rslora",
+        "d_initial", "init_weights", "lora_bias", "projection_prng_key", "save_projection", "trainable_token_indices",
+        "use_dora", "vera_dropout",
     }
 )  # fmt: skip
 """Fields that deltaw reads or writes itself."""
@@ -58,8 +62,11 @@ def _bad(where: str, field: str, got: object, expected: str, hint: str) -> Check
 def _refuse(raw: dict[str, Any], where: str) -> None:
     """Refuse what changes the meaning of the tensors in a way that deltaw does not apply."""
     method = str(raw.get("peft_type", "")).upper()
-    if method != "LORA":
-        raise _bad(where, "peft_type", raw.get("peft_type"), "'LORA'", "this file is of another method.")
+    if method not in _METHODS:
+        raise _bad(where, "peft_type", raw.get("peft_type"), "'LORA' or 'VERA'", "this file is of another method.")
+    if method == "VERA" and not raw.get("save_projection", True):
+        hint = "save it again with save_projection=True."
+        raise _bad(where, "save_projection", False, "the shared matrices in the file", hint)
     for field, name in _REFUSED.items():
         if raw.get(field):
             raise _bad(where, field, raw[field], f"no {name}", f"{name} is not applied by this version of deltaw.")
@@ -108,6 +115,10 @@ def _check_values(raw: dict[str, Any], where: str) -> None:
         raise _bad(where, "layers_to_transform", layers, "whole numbers", hint)
     if type(raw.get("r", 8)) is not int:
         raise _bad(where, "r", raw["r"], "a whole number", hint)
+    rows = raw.get("trainable_token_indices") or []
+    lists = list(rows.values()) if isinstance(rows, dict) else [rows]
+    if not all(isinstance(ids, list) and all(type(i) is int and i >= 0 for i in ids) for ids in lists):
+        raise _bad(where, "trainable_token_indices", rows, "token ids, or lists of them by module name", hint)
 
 
 def _patterns(value: Any) -> tuple[str, ...]:
@@ -122,6 +133,45 @@ def _patterns(value: Any) -> tuple[str, ...]:
 def _keyed(value: Any) -> dict[str, Any]:
     """PEFT's pattern keys are regular expressions for the end of a path."""
     return {f"re:(.*\\.)?({key})": number for key, number in (value or {}).items()}
+
+
+def is_vera(raw: Mapping[str, Any]) -> bool:
+    """Whether a configuration is VeRA's, which PEFT counts as another method.
+
+    Args:
+        raw: the parsed file.
+
+    Returns:
+        True for VeRA.
+    """
+    return str(raw.get("peft_type", "")).upper() == "VERA"
+
+
+def stated_rank(raw: Mapping[str, Any], path: str | None = None) -> int:
+    """Rank as a configuration states it, by PEFT's rules and defaults.
+
+    Args:
+        raw: the parsed file.
+        path: a module's path, for its own rank.
+
+    Returns:
+        The rank.
+
+    Example:
+        >>> stated_rank({"r": 4, "rank_pattern": {"k_proj": 2}}, "h.0.k_proj")
+        2
+    """
+    for key, rank in (raw.get("rank_pattern") or {}).items() if path is not None else ():
+        if re.match(rf"(.*\.)?({key})$", path or ""):
+            return int(rank)
+    return int(raw.get("r", 256 if is_vera(raw) else 8))
+
+
+def _variant(raw: Mapping[str, Any]) -> tuple[str, ...]:
+    """Variants that a configuration names."""
+    if is_vera(raw):
+        return ("vera",)
+    return ("lora", *(name for name, flag in _FLAGS.items() if raw.get(flag)))
 
 
 def from_peft(raw: dict[str, Any], where: str) -> LoRAConfig:
@@ -144,21 +194,24 @@ def from_peft(raw: dict[str, Any], where: str) -> LoRAConfig:
     _refuse(raw, where)
     _check_values(raw, where)
     also = _patterns(raw.get("modules_to_save"))
-    empty = raw.get("target_modules") == _NOTHING
+    empty, vera = raw.get("target_modules") == _NOTHING, is_vera(raw)
     try:
         return LoRAConfig(
             targets=("all-linear",) if empty else _patterns(raw.get("target_modules")) or ("all-linear",),
-            rank=0 if empty else raw.get("r", 8),
-            alpha=_number(raw, "lora_alpha", 8, where),
-            dropout=_number(raw, "lora_dropout", 0.0, where),
+            rank=0 if empty else stated_rank(raw),
+            alpha=stated_rank(raw) if vera else _number(raw, "lora_alpha", 8, where),
+            dropout=_number(raw, "vera_dropout" if vera else "lora_dropout", 0.0, where),
             rank_stabilized=bool(raw.get("use_rslora", False)),
             init="gaussian" if raw.get("init_lora_weights") == "gaussian" else "kaiming",
             exclude=_patterns(raw.get("exclude_modules")),
             layers=raw.get("layers_to_transform"),
             rank_pattern=_keyed(raw.get("rank_pattern")),
             alpha_pattern=_keyed(raw.get("alpha_pattern")),
-            bias=raw.get("bias", "none"),
+            bias="lora_only" if raw.get("bias") == "vera_only" else raw.get("bias", "none"),
             train_also=also,
+            train_rows=dict(rows) if isinstance(rows := raw.get("trainable_token_indices") or {}, dict) else {},
+            variant=_variant(raw),
+            seed=raw.get("projection_prng_key", 0) if vera else None,
             ties="separate",
         )
     except CheckpointError:
@@ -230,6 +283,7 @@ def to_peft(
     copies: list[str],
     transposed: bool,
     foreign: dict[str, Any],
+    tokens: Mapping[str, list[int]] | None = None,
 ) -> dict[str, Any]:
     """Write PEFT's configuration for an adapter as it stands.
 
@@ -240,29 +294,50 @@ def to_peft(
         copies: paths of modules trained in full.
         transposed: whether adapted weights are stored as (in, out).
         foreign: fields kept from the file the adapter came from.
+        tokens: path -> token ids of trained rows.
 
     Returns:
         A dictionary ready for JSON.
     """
-    ranks = [rank for rank, _ in sites.values()]
-    alphas = [alpha for _, alpha in sites.values()]
-    rank, alpha = (int(_common(list(ranks))), _common(alphas)) if sites else (max(config.rank, 1), config.alpha)
+    own = _lora_fields(config, sites) if variant_of(config.variant).scaled else _vera_fields(config)
     return {
         **foreign,
-        "peft_type": "LORA",
+        **own,
         "task_type": foreign.get("task_type"),
         "base_model_name_or_path": foreign.get("base_model_name_or_path"),
         "revision": foreign.get("revision"),
         "inference_mode": True,
+        "fan_in_fan_out": transposed,
+        "target_modules": _targets(list(sites), present) if sites else _NOTHING,
+        "modules_to_save": sorted(copies) or None,
+        **({"trainable_token_indices": {p: tokens[p] for p in sorted(tokens)}} if tokens else {}),
+    }
+
+
+def _lora_fields(config: LoRAConfig, sites: dict[str, tuple[int, float]]) -> dict[str, Any]:
+    ranks = [rank for rank, _ in sites.values()]
+    alphas = [alpha for _, alpha in sites.values()]
+    rank, alpha = (int(_common(list(ranks))), _common(alphas)) if sites else (max(config.rank, 1), config.alpha)
+    return {
+        "peft_type": "LORA",
         "r": rank,
         "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
         "use_rslora": config.rank_stabilized,
         "lora_dropout": config.dropout,
         "init_lora_weights": "gaussian" if config.init == "gaussian" else True,
-        "fan_in_fan_out": transposed,
         "bias": config.bias,
-        "target_modules": _targets(list(sites), present) if sites else _NOTHING,
-        "modules_to_save": sorted(copies) or None,
         "rank_pattern": {_anchored(p): r for p, (r, _) in sorted(sites.items()) if r != rank},
         "alpha_pattern": {_anchored(p): a for p, (_, a) in sorted(sites.items()) if a != alpha},
+        **{flag: True for name, flag in _FLAGS.items() if name in config.variant},
+    }
+
+
+def _vera_fields(config: LoRAConfig) -> dict[str, Any]:
+    return {
+        "peft_type": "VERA",
+        "r": config.rank,
+        "vera_dropout": config.dropout,
+        "projection_prng_key": 0 if config.seed is None else config.seed,
+        "save_projection": True,
+        "bias": "vera_only" if config.bias == "lora_only" else config.bias,
     }

@@ -51,7 +51,7 @@ class Worn:
         config: its configuration; patterns that are no strings are replaced by the paths they chose.
         foreign: fields of the adapter's own configuration file that deltaw does not interpret.
         metadata: what its file said about itself.
-        linear: whether it is a plain update that can be mixed; copies and biases cannot.
+        linear: whether it is a plain update that can be mixed; copies, biases, trained rows and DoRA cannot.
     """
 
     config: LoRAConfig
@@ -154,7 +154,7 @@ class Record:
         for name, weight in mix:
             if not self.adapters[name].linear and (len(mix) > 1 or weight != 1.0):
                 raise StateError(
-                    "an adapter with trained biases or full copies cannot be mixed or weighted",
+                    "an adapter that is more than a plain low-rank update cannot be mixed or weighted",
                     where=f"adapter {name!r}",
                     got=f"weights {dict(mix)}",
                     expected="that adapter alone, at weight 1",

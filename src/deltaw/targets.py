@@ -6,70 +6,29 @@ Every pattern must match; whatever would be bypassed, tied or unsupported is ref
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from torch import nn
 
 from deltaw.config import LoRAConfig, Pattern
-from deltaw.errors import ConfigError, ModelError, TargetError, TieError, nearest
+from deltaw.errors import ConfigError, ModelError, TargetError, nearest
 from deltaw.functional import scaling_of
+from deltaw.initialize import INITIALIZATIONS
 from deltaw.layers import Kind, kind_of
 from deltaw.layers.bias import channel_dim
 from deltaw.layers.slices import rows_of
 from deltaw.patterns import Matcher, block_indices, describe, suffixes
-from deltaw.sites import Part, Plan, Site
-from deltaw.ties import User, storage_key, users_of_weights
-from deltaw.tree import base_modules, parent_of, require_model
+from deltaw.settle import Choice, Chosen, finish
+from deltaw.sites import Part, Plan
+from deltaw.ties import storage_key
+from deltaw.tree import require_model
+from deltaw.variants import variant_of
+from deltaw.view import View
 
-__all__ = ["Choice", "finish", "plan"]
-
-
-@dataclass
-class Choice:
-    """One module chosen for adaptation, before ranks and ties are settled.
-
-    Args:
-        pattern: the pattern that chose it.
-        slices: slice names; empty for the whole weight.
-        parts: ready parts, where a file already says them.
-    """
-
-    pattern: str
-    slices: tuple[str, ...] = ()
-    parts: tuple[Part, ...] = ()
+__all__ = ["plan"]
 
 
-@dataclass
-class _Tree:
-    """The model as patterns see it."""
-
-    model: nn.Module
-    modules: dict[str, nn.Module] = field(default_factory=dict)
-    paths: dict[int, list[str]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.modules = dict(base_modules(self.model, seen=self.paths))
-
-    def find(self, pattern: Pattern) -> list[str]:
-        """First paths of the modules that a pattern matches, under any of their names."""
-        matcher = Matcher(pattern)
-        if not isinstance(pattern, str) or len(self.paths) == len(self.modules) == sum(map(len, self.paths.values())):
-            return [path for path, module in self.modules.items() if matcher.matches(path, module)]
-        return [p for p, m in self.modules.items() if any(matcher.matches(q, m) for q in self.paths[id(m)])]
-
-    def total(self) -> int:
-        """Number of the base's parameters, shared ones once."""
-        parameters = {id(p): p for m in self.modules.values() for p in m._parameters.values() if p is not None}
-        return sum(p.numel() for p in parameters.values())
-
-    def adaptable(self) -> list[str]:
-        """Paths of everything that has a kind."""
-        return [path for path, module in self.modules.items() if kind_of(module) is not None]
-
-
-def _no_match(tree: _Tree, pattern: Pattern, role: str) -> TargetError:
+def _no_match(tree: View, pattern: Pattern, role: str) -> TargetError:
     adaptable = tree.adaptable()
     leaves = suffixes(adaptable)
     name = describe(pattern)
@@ -77,7 +36,7 @@ def _no_match(tree: _Tree, pattern: Pattern, role: str) -> TargetError:
         f"no module matches {role} {name!r}",
         where=f"{type(tree.model).__name__}, {len(adaptable)} adaptable modules",
         got=repr(name),
-        expected=f"a module such as {', '.join(map(repr, leaves[:6])) or 'a Linear, Conv1D or Embedding'}",
+        expected=f"a module such as {', '.join(map(repr, leaves[:6])) or 'a Linear, Conv1D, Embedding or Conv'}",
         hint=f"nearest: {nearest(name.partition('[')[0], [*leaves, *tree.modules])}.",
     )
 
@@ -93,7 +52,7 @@ def _unused_key(key: str, chosen: Iterable[str]) -> TargetError:
     )
 
 
-def _heads(tree: _Tree) -> set[int]:
+def _heads(tree: View) -> set[int]:
     """Output heads: what the model says it is, all beside its backbone, and linears tied to an embedding."""
     get = getattr(tree.model, "get_output_embeddings", None)
     heads = {id(get())} if callable(get) else set()
@@ -106,13 +65,13 @@ def _heads(tree: _Tree) -> set[int]:
     return heads | {id(m) for m, weight in weights if isinstance(m, nn.Linear) and storage_key(weight) in tables}
 
 
-def _all_linear(tree: _Tree) -> list[str]:
+def _all_linear(tree: View) -> list[str]:
     heads = _heads(tree)
     kinds = {path: kind_of(module) for path, module in tree.modules.items() if id(module) not in heads}
     return [path for path, kind in kinds.items() if kind is not None and kind.name in ("Linear", "Conv1D")]
 
 
-def _choose(tree: _Tree, config: LoRAConfig, matched: dict[str, int]) -> dict[str, Choice]:
+def _choose(tree: View, config: LoRAConfig, matched: dict[str, int]) -> dict[str, Choice]:
     """Every target pattern, resolved; the first pattern names the choice, slices of several patterns add up."""
     chosen: dict[str, Choice] = {}
     for pattern in config.targets:  # type: ignore[union-attr]
@@ -127,13 +86,13 @@ def _choose(tree: _Tree, config: LoRAConfig, matched: dict[str, int]) -> dict[st
                 f"target {name!r} matches a module that cannot be adapted",
                 where=f"module '{other}'",
                 got=type(tree.modules[other]).__name__,
-                expected="Linear, Conv1D (transformers), Embedding, or a subclass of these",
+                expected="Linear, Conv1D (transformers), Embedding, Conv1d/2d/3d, MultiheadAttention, or a subclass",
                 hint="name a layer inside it, or use a glob; adaptable here: "
                 + ", ".join(map(repr, suffixes(tree.adaptable())[:6]))
                 + ".",
             )
         matched[name] = len(usable)
-        for path in usable:
+        for path in [path for found_path in usable for path in _whole(tree, found_path, matcher.slices)]:
             choice = chosen.setdefault(path, Choice(name, matcher.slices))
             if bool(choice.slices) != bool(matcher.slices):
                 raise ConfigError(
@@ -147,7 +106,14 @@ def _choose(tree: _Tree, config: LoRAConfig, matched: dict[str, int]) -> dict[st
     return chosen
 
 
-def _narrow(tree: _Tree, config: LoRAConfig, chosen: dict[str, Choice], copies: list[str]) -> list[str]:
+def _whole(tree: View, path: str, slices: tuple[str, ...]) -> list[str]:
+    """A module, and the children that a target of the whole of it means too."""
+    kind = kind_of(tree.modules[path])
+    children = () if kind is None or slices else kind.parts
+    return [path, *(f"{path}.{child}" for child in children)]
+
+
+def _narrow(tree: View, config: LoRAConfig, chosen: dict[str, Choice], copies: list[str]) -> list[str]:
     """Take out excludes, other blocks, and whatever is trained in full anyway; returns notes."""
     targeted = set(chosen)
     for pattern in config.exclude:  # type: ignore[union-attr]
@@ -163,7 +129,7 @@ def _narrow(tree: _Tree, config: LoRAConfig, chosen: dict[str, Choice], copies: 
     inside = [p for p in chosen if any(p == copy or p.startswith(f"{copy}.") for copy in copies)]
     for path in inside:
         del chosen[path]
-    if not chosen and config.targets and not copies:
+    if not chosen and config.targets and not copies and not config.train_rows:
         raise TargetError(
             "nothing is left to adapt",
             where=f"{type(tree.model).__name__} after exclude and layers",
@@ -188,7 +154,7 @@ def _pattern_value(
     return None
 
 
-def _parts(tree: _Tree, config: LoRAConfig, path: str, choice: Choice, used: set[str]) -> tuple[Part, ...]:
+def _parts(tree: View, config: LoRAConfig, path: str, choice: Choice, used: set[str]) -> tuple[Part, ...]:
     """Ranks, alphas and rows of one chosen module."""
     module = tree.modules[path]
     kind = kind_of(module)
@@ -201,7 +167,7 @@ def _parts(tree: _Tree, config: LoRAConfig, path: str, choice: Choice, used: set
             expected="a fused linear projection",
             hint="drop the [...] of the target.",
         )
-    width = kind.sizes(module)[1]
+    width, update, subtract = kind.sizes(module)[1], variant_of(config.variant), INITIALIZATIONS[config.init].subtract
     paths, parts = tree.paths[id(module)], []
     for name in choice.slices or ("",):
         rank = _pattern_value(config.rank_pattern, paths, module, name, used)
@@ -211,8 +177,20 @@ def _parts(tree: _Tree, config: LoRAConfig, path: str, choice: Choice, used: set
             continue
         rows = rows_of(path, name, width, tree.model) if name else ()
         size = sum(stop - start for start, stop in rows) if rows else width
-        scaling = scaling_of(rank, alpha, config.rank_stabilized)
-        parts.append(Part(name=name, rank=rank, alpha=alpha, scaling=scaling, out_features=size, rows=rows))
+        _refuse_rank(path, module, kind, rank)
+        scaling = scaling_of(rank, alpha, config.rank_stabilized) if update.scaled else 1.0
+        parts.append(
+            Part(
+                name=name,
+                rank=rank,
+                alpha=alpha if update.scaled else rank,
+                scaling=scaling,
+                out_features=size,
+                rows=rows,
+                variant=update.names,
+                subtract=subtract,
+            )
+        )
     covered = sorted(bounds for part in parts for bounds in part.rows)
     for (_, stop), (start, _) in itertools.pairwise(covered):
         if start < stop:
@@ -226,106 +204,48 @@ def _parts(tree: _Tree, config: LoRAConfig, path: str, choice: Choice, used: set
     return tuple(parts)
 
 
-def _refuse_readers(tree: _Tree, path: str) -> None:
-    """Refuse modules whose parent reads their weight directly: an adapter there would be bypassed."""
-    parent = parent_of(tree.model, path)
-    leaf = path.rpartition(".")[2]
-    reader = type(parent).__name__
-    if isinstance(parent, nn.MultiheadAttention):
-        why = "nn.MultiheadAttention multiplies out_proj.weight itself"
-    elif (
-        isinstance(parent, nn.TransformerEncoderLayer)
-        and leaf in ("linear1", "linear2", "norm1", "norm2", "self_attn")
-        and torch.backends.mha.get_fastpath_enabled()
-    ):
-        why = f"the fast path of nn.TransformerEncoderLayer reads {leaf} directly in eval mode"
-    elif "Mamba" in reader and leaf in ("out_proj", "x_proj", "dt_proj", "conv1d"):
-        why = f"the fused kernels of {reader} read {leaf}.weight directly"
-    else:
-        return
-    fast = isinstance(parent, nn.TransformerEncoderLayer)
-    raise TargetError(
-        "this module's adapter would be bypassed",
-        where=f"module '{path}'",
-        got=why,
-        expected="a module whose own forward is called",
-        hint="call torch.backends.mha.set_fastpath_enabled(False) first." if fast else f"exclude=[{leaf!r}].",
-    )
-
-
-def _twins(path: str, module: nn.Module, others: list[User], policy: str) -> tuple[tuple[str, nn.Module, Kind], ...]:
-    """Other users of a site's weight, as the tie policy has them."""
-    if not others or policy == "separate":
-        return ()
-    names = ", ".join(f"'{user.path}'" for user in others)
-    if policy == "refuse":
-        raise TieError(
-            "a targeted weight is shared with another module",
+def _refuse_rank(path: str, module: nn.Module, kind: Kind, rank: int) -> None:
+    """Refuse a rank that the groups of a convolution do not share evenly."""
+    groups = kind.groups(module)
+    if rank % groups:
+        raise TargetError(
+            "the rank of a grouped convolution is shared out among its groups",
             where=f"module '{path}'",
-            got=f"one weight for '{path}' and {names}",
-            expected="a weight with one user, or a policy for ties",
-            hint='use ties="share" for one update on all users, or ties="separate" (cannot be merged), or exclude it.',
+            got=f"rank {rank} for {groups} groups",
+            expected=f"a multiple of {groups}",
+            hint=f"use rank_pattern={{{path!r}: {groups}}}, or exclude it.",
         )
-    twins = []
-    for user in others:
-        kind = kind_of(user.module)
-        if kind is None:
-            raise TieError(
-                "a user of the shared weight cannot be adapted",
-                where=f"module '{user.path}'",
-                got=type(user.module).__name__,
-                expected="Linear, Conv1D or Embedding",
-                hint='use ties="separate", or exclude it.',
-            )
-        twins.append((user.path, user.module, kind))
-    return tuple(twins)
 
 
-def _refuse_copy(path: str, module: nn.Module, users: Mapping[tuple[int, ...], list[User]], policy: str) -> None:
-    """Refuse to train a module in full where a copy of it cannot be trained, or would part from its twin unasked."""
-    inside = {id(m) for m in module.modules()}
-    for key, parameter in module.named_parameters():
-        if not parameter.is_floating_point():
-            raise TargetError(
-                "this module cannot be trained in full",
-                where=f"module '{path}'",
-                got=f"'{key}' of {parameter.dtype}",
-                expected="floating-point parameters",
-                hint="adapt it with a low-rank target instead of train_also.",
-            )
-        other = next((user for user in users.get(storage_key(parameter), []) if id(user.module) not in inside), None)
-        if other is not None and policy != "separate":
-            raise TieError(
-                "a module to be trained in full shares a weight with another module",
-                where=f"module '{path}'",
-                got=f"one weight for '{path}.{key}' and '{other.path}'",
-                expected="a weight with one user, or a policy for ties",
-                hint='use ties="separate" to let the copy part from its twin, or make it a target with ties="share".',
-            )
-
-
-def _refuse_two_minds(choice: Choice, path: str, twins: Iterable[str], chosen: Mapping[str, Choice]) -> None:
-    """Refuse one shared update for which two users ask for different ranks or strengths."""
-    want = [(part.rank, part.scaling) for part in choice.parts]
-    for twin in twins:
-        other = chosen.get(twin)
-        if other is not None and [(part.rank, part.scaling) for part in other.parts] != want:
-            raise TieError(
-                "one update cannot have two ranks or scalings",
-                where=f"modules '{path}' and '{twin}', which share a weight",
-                got=f"(rank, scaling) {want} and {[(part.rank, part.scaling) for part in other.parts]}",
-                expected="the same for both",
-                hint="make the patterns of rank_pattern and alpha_pattern agree.",
-            )
+def _tokens(tree: View, config: LoRAConfig) -> dict[str, tuple[int, ...]]:
+    """Token tables of which some rows are trained."""
+    given: Mapping[str, Sequence[int]] = config.train_rows
+    found: dict[str, tuple[int, ...]] = {}
+    for pattern, index in given.items():
+        paths = tree.find(pattern)
+        if not paths:
+            raise _no_match(tree, pattern, "train_rows")
+        for path in paths:
+            found[path] = tuple(sorted({*found.get(path, ()), *index}))
+    return found
 
 
 def _full_and_biases(
-    tree: _Tree, config: LoRAConfig, chosen: Iterable[str], copies: list[str]
+    tree: View, config: LoRAConfig, chosen: Iterable[str], copies: list[str]
 ) -> list[tuple[str, nn.Module]]:
     """Biases trained beside the base's own."""
     if config.bias == "none":
         return []
     paths = list(chosen) if config.bias == "lora_only" else list(tree.modules)
+    fused = next((p for p in paths if "in_proj_bias" in tree.modules[p]._parameters), None)
+    if fused is not None:
+        raise TargetError(
+            "the fused bias of an attention cannot be trained beside the base's",
+            where=f"module '{fused}'",
+            got=f"bias={config.bias!r}",
+            expected="bias='none'",
+            hint=f"use train_also=[{fused!r}] to train that module in full.",
+        )
     found = [
         (path, tree.modules[path])
         for path in paths
@@ -345,100 +265,7 @@ def _full_and_biases(
     return found
 
 
-def finish(
-    tree_or_model: _Tree | nn.Module,
-    config: LoRAConfig,
-    chosen: Mapping[str, Choice],
-    copies: list[str],
-    biases: list[tuple[str, nn.Module]],
-    matched: dict[str, int],
-    notes: list[str],
-) -> Plan:
-    """Settle hazards, aliases and ties of chosen modules, and make the plan.
-
-    Args:
-        tree_or_model: the model.
-        config: its policies apply.
-        chosen: path -> choice with ready parts.
-        copies: paths of modules trained in full.
-        biases: (path, module) of biases trained.
-        matched: pattern -> count, for the report.
-        notes: lines for the report.
-
-    Returns:
-        The plan.
-
-    Raises:
-        TargetError: if an adapter would be bypassed.
-        TieError: if a weight has several users and the policy refuses it.
-    """
-    tree = tree_or_model if isinstance(tree_or_model, _Tree) else _Tree(tree_or_model)
-    users = users_of_weights(tree.modules.items())
-    sites: list[Site] = []
-    taken: set[int] = set()
-    for path, choice in chosen.items():
-        module = tree.modules[path]
-        if id(module) in taken or not choice.parts:
-            continue
-        kind = kind_of(module)
-        assert kind is not None
-        _refuse_readers(tree, path)
-        weight = module._parameters.get("weight")
-        group = users.get(storage_key(weight), []) if isinstance(weight, torch.Tensor) else []
-        twins = _twins(path, module, [user for user in group if user.module is not module], config.ties)
-        _refuse_two_minds(choice, path, [twin for twin, _, _ in twins], chosen)
-        if twins and len(choice.parts) == 1 and choice.parts[0].rows == ():
-            taken |= {id(twin) for _, twin, _ in twins}
-        elif twins:
-            twins = _twins(path, module, [User(p, m) for p, m, _ in twins], "refuse")
-        n_in, n_out = kind.sizes(module)
-        aliases = tuple(tree.paths[id(module)][1:])
-        sites.append(
-            Site(
-                path=path,
-                module=module,
-                kind=kind,
-                in_features=n_in,
-                out_features=n_out,
-                parts=choice.parts,
-                pattern=choice.pattern,
-                aliases=aliases,
-                twins=twins,
-            )
-        )
-    for path in (*copies, *(path for path, _ in biases)):
-        _refuse_readers(tree, path)
-    for path in copies:
-        _refuse_copy(path, tree.modules[path], users, config.ties)
-    notes = notes + _remarks(sites, config)
-    full = tuple((path, tree.modules[path]) for path in copies)
-    return Plan(
-        config=config,
-        sites=tuple(sites),
-        copies=full,
-        biases=tuple(biases),
-        matched=matched,
-        total=tree.total(),
-        notes=tuple(notes),
-    )
-
-
-def _remarks(sites: list[Site], config: LoRAConfig) -> list[str]:
-    notes = []
-    embeddings = [site.path for site in sites if site.kind.name == "Embedding"]
-    if embeddings and config.dropout:
-        notes.append(f"dropout does not apply to embeddings: {', '.join(embeddings)}")
-    for site in sites:
-        if site.aliases:
-            notes.append(f"'{site.path}' is one module under {len(site.aliases) + 1} names; it gets one adapter")
-        if site.twins:
-            notes.append(f"'{site.path}' shares its update with {', '.join(repr(path) for path, _, _ in site.twins)}")
-        if any(part.rank > min(site.in_features, part.out_features) for part in site.parts):
-            notes.append(f"'{site.path}' has a rank above its full rank {min(site.in_features, site.out_features)}")
-    return notes
-
-
-def _copies(tree: _Tree, config: LoRAConfig) -> list[str]:
+def _copies(tree: View, config: LoRAConfig) -> list[str]:
     """Outermost modules that ``train_also`` names."""
     paths: list[str] = []
     for pattern in config.train_also:  # type: ignore[union-attr]
@@ -483,16 +310,17 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
             expected="at least one",
             hint="pass the whole model.",
         )
-    tree = _Tree(model)
+    tree = View(model)
     matched: dict[str, int] = {}
     copies = _copies(tree, config)
-    chosen = _choose(tree, config, matched)
-    notes = _narrow(tree, config, chosen, copies)
-    biases = _full_and_biases(tree, config, chosen, copies)
+    sites = _choose(tree, config, matched)
+    notes = _narrow(tree, config, sites, copies)
+    biases = _full_and_biases(tree, config, sites, copies)
+    tokens = _tokens(tree, config)
     used: set[str] = set()
-    for path, choice in chosen.items():
+    for path, choice in sites.items():
         choice.parts = _parts(tree, config, path, choice, used)
     for key in (*config.rank_pattern, *config.alpha_pattern):
         if key not in used:
-            raise _unused_key(key, chosen)
-    return finish(tree, config, chosen, copies, biases, matched, notes)
+            raise _unused_key(key, sites)
+    return finish(tree, config, Chosen(sites, copies, biases, tokens, matched, notes))

@@ -59,7 +59,7 @@ def users_of_weights(modules: Iterable[tuple[str, nn.Module]]) -> dict[tuple[int
     """
     users: dict[tuple[int, ...], list[User]] = {}
     for path, module in modules:
-        weight = module._parameters.get("weight")
+        weight = module._parameters.get("weight", module._parameters.get("in_proj_weight"))
         if weight is not None and weight.dim() > 1:
             users.setdefault(storage_key(weight), []).append(User(path, module))
     return users

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import deltaw as dw
+from builders import Int8Linear
 
 BASE: dict[str, Any] = {"rank": 2, "alpha": 6, "targets": ["q_proj", "v_proj"]}
 
@@ -159,6 +160,7 @@ def key(path: str, factor: str = "A") -> str:
     return f"base_model.model.layers.{path}.lora_{factor}.weight"
 
 
+IDS = torch.tensor([[1, 2, 3]])
 Q0, Q1 = key("0.q_proj"), key("1.q_proj")
 
 
@@ -190,6 +192,19 @@ def edited_while_merged() -> nn.Module:
     return model
 
 
+def attention(**sizes: int) -> nn.Module:
+    return nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2, **sizes)})
+
+
+def unbiased() -> nn.Module:
+    """A bias was trained where the base has none to merge it into."""
+    return worn(targets=["head"], variant="lora_bias")
+
+
+def plain_config(**fields: Any) -> dw.LoRAConfig:
+    return dw.LoRAConfig(**{**BASE, **fields})
+
+
 def compiled() -> Any:
     return torch.compile(net(), backend="eager")
 
@@ -212,7 +227,29 @@ CASES: dict[str, Case] = {
     "core_layers_outside": attaching(layers=[0, 7]),
     "core_layers_malformed": attaching(layers="first:2"),
     "core_no_bias": attaching(targets=["head"], bias="lora_only"),
-    "core_bypassed_attention": attaching(lambda: nn.MultiheadAttention(8, 2), targets=["out_proj"]),
+    "core_bypassed_attention": attaching(lambda: nn.MultiheadAttention(8, 2, kdim=4, vdim=4), targets=["out_proj"]),
+    "core_attention_bias": attaching(lambda: nn.MultiheadAttention(8, 2), targets=["out_proj"], bias="all"),
+    "core_attention_separate": attaching(lambda: attention(kdim=4, vdim=4), targets=["attn"]),
+    # Variants, initializations, trained rows
+    "core_variant_on_embedding": attaching(targets=["embed"], variant="lora_fa"),
+    "core_variant_on_slices": attaching(targets=["c_attn[q,v]"], variant="vera", alpha=16),
+    "core_variant_of_quantized": attaching(
+        lambda: nn.ModuleDict({"q_proj": Int8Linear(nn.Linear(4, 4))}), targets="q_proj", variant="dora"
+    ),
+    "core_variant_shared_by_twins": attaching(lambda: net(tied=True), targets=["embed"], variant="dora", ties="share"),
+    "core_variant_beside_rows": attaching(targets=["embed"], variant="dora", train_rows={"embed": [1]}),
+    "core_init_on_embedding": attaching(targets=["embed"], init="pissa"),
+    "core_init_needs_batches": attaching(init="eva"),
+    "core_init_no_batches_wanted": Case(lambda m, _: dw.attach(m, plain_config(), batches=[1])),
+    "core_init_empty_batches": Case(lambda m, _: dw.attach(m, plain_config(init="eva"), batches=[])),
+    "core_init_without_loss": Case(lambda m, _: dw.attach(m, plain_config(init="lora_ga", rank=1), batches=[IDS])),
+    "core_init_rank_too_large": attaching(init="pissa", rank=9),
+    "core_init_odd_rank": attaching(init="orthogonal", rank=3),
+    "core_conv_rank_of_groups": attaching(lambda: nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)), targets=["0"], rank=3),
+    "core_rows_match_nothing": attaching(train_rows={"wte": [1]}),
+    "core_rows_outside": attaching(train_rows={"embed": [1, 99]}),
+    "core_rows_of_no_table": attaching(train_rows={"q_proj": [1]}),
+    "core_rows_tied": attaching(lambda: net(tied=True), train_rows={"embed": [1]}),
     "core_shadowed_forward": attaching(Shadowed),
     # Configurations
     "core_rank_negative": configuring(rank=-1),
@@ -224,9 +261,16 @@ CASES: dict[str, Case] = {
     "core_init_unknown": configuring(init="kaimin"),
     "core_ties_unknown": configuring(ties="tie"),
     "core_nothing_to_adapt": configuring(targets=[]),
+    "core_variant_unknown": configuring(variant="dorra"),
+    "core_variants_clash": configuring(variant=["vera", "dora"]),
+    "core_vera_alpha": configuring(variant="vera", alpha=32),
+    "core_rows_negative": configuring(train_rows={"embed": [-1]}),
+    "core_rows_empty": configuring(train_rows={"embed": []}),
     "core_field_unknown": Case(lambda m, _: dw.LoRAConfig().replace(lora_alpha=16)),
     # Ties
     "core_tied_target": attaching(lambda: net(tied=True), targets=["embed"]),
+    "core_merge_bias_without_bias": Case(lambda m, _: dw.merge(m), unbiased),
+    "core_mix_of_dora": Case(lambda m, _: dw.activate(m, {"default": 0.5}), lambda: worn(variant="dora")),
     # Models
     "core_not_a_model": Case(lambda m, _: dw.plan(m), lambda: {"weights": 1}),
     "core_scripted_model": Case(lambda m, _: dw.attach(m), lambda: torch.jit.script(nn.Linear(2, 2))),
@@ -242,7 +286,21 @@ CASES: dict[str, Case] = {
     "core_adapter_config_not_json": loading(lambda tmp: overwrite(saved(tmp), '{"r": 2,')),
     "core_adapter_config_no_object": loading(lambda tmp: overwrite(saved(tmp), "[1]")),
     "core_adapter_other_method": loading(lambda tmp: configure(saved(tmp), peft_type="IA3")),
-    "core_adapter_dora": loading(lambda tmp: configure(saved(tmp), use_dora=True)),
+    "core_adapter_dora_without_magnitude": loading(lambda tmp: configure(saved(tmp), use_dora=True)),
+    "core_adapter_magnitude_unasked": loading(
+        lambda tmp: edit(
+            saved(tmp), lambda t: t.update({Q0.replace("lora_A.weight", "lora_magnitude_vector"): torch.ones(8)})
+        )
+    ),
+    "core_adapter_rows_without_tensor": loading(
+        lambda tmp: configure(saved(tmp), trainable_token_indices={"embed": [1]})
+    ),
+    "core_adapter_rows_damaged": loading(lambda tmp: configure(saved(tmp), trainable_token_indices="embed")),
+    "core_adapter_vera_of_lora": loading(lambda tmp: configure(saved(tmp), peft_type="VERA")),
+    "core_adapter_vera_without_matrices": loading(
+        lambda tmp: configure(saved(tmp), peft_type="VERA", save_projection=False)
+    ),
+    "core_adapter_qalora": loading(lambda tmp: configure(saved(tmp), use_qalora=True)),
     "core_adapter_pissa": loading(lambda tmp: configure(saved(tmp), init_lora_weights="pissa")),
     "core_adapter_field_damaged": loading(lambda tmp: configure(saved(tmp), r="two")),
     "core_adapter_extra_tensor": loading(lambda tmp: edit(saved(tmp), lambda t: t.update({key("9.q_proj"): t[Q0]}))),

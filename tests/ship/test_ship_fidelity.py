@@ -13,8 +13,8 @@ from torch import nn
 import deltaw as dw
 from builders import gpt2, llama, lookup
 from deltaw.errors import FaithError, StateError
+from deltaw.factors import Factors
 from deltaw.ship.fidelity import FidelityReport, SiteFidelity, fidelity, reference
-from deltaw.worn import Factors
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -96,6 +96,13 @@ def _config_of(model: nn.Module, path: str) -> Any:
     return found
 
 
+def _module_at(model: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
 def rows_of(path: str, part: str, width: int, model: nn.Module) -> Ranges:
     """Rows of the output that a slice names.
 
@@ -122,6 +129,9 @@ def rows_of(path: str, part: str, width: int, model: nn.Module) -> Ranges:
             raise _refuse(path, f"[{part}]", f"rows within 0:{width}", "give start:stop with start < stop.")
         return ((start, stop),)
     known = _named(path, width, _config_of(model, path))
+    if isinstance(_module_at(model, path), nn.MultiheadAttention):
+        third = width // 3
+        known = {name: ((i * third, (i + 1) * third),) for i, name in enumerate("qkv")}
     if part not in known:
         expected = ", ".join(known) if known else "explicit rows, since this layout is not known by name"
         hint = f"nearest: {nearest(part, known, 1)}." if known else f"write rows, as in '{path}[0:{width // 3}]'."

@@ -27,10 +27,10 @@ from deltaw.errors import FaithError, StateError
 from deltaw.functional import compute_dtype
 from deltaw.layer import container_of
 from deltaw.layers import Kind, kind_of
-from deltaw.merge import dense_delta, merge, unmerge
+from deltaw.merge import bias_value, dense_delta, merge, unmerge
 from deltaw.record import Record, record_of
 from deltaw.reports import table
-from deltaw.worn import FullCopy
+from deltaw.worn import FullCopy, Reader
 
 __all__ = ["FidelityReport", "Probe", "Reference", "SiteFidelity", "fidelity", "reference"]
 
@@ -309,7 +309,8 @@ def _ideal(record: Record, taken: Reference) -> Iterator[None]:
     hooks = []
     for path, module in record.modules.items():
         kind = kind_of(module)
-        entries = [(entry, weight) for entry, weight in container_of(module).worn() if not isinstance(entry, FullCopy)]
+        worn = container_of(module).worn()
+        entries = [(entry, weight) for entry, weight in worn if not isinstance(entry, FullCopy | Reader)]
         if entries:
             hook = _hook(path, kind, entries, taken)
             hooks.append(module.register_forward_hook(hook, with_kwargs=True))
@@ -321,18 +322,18 @@ def _ideal(record: Record, taken: Reference) -> Iterator[None]:
 
 
 def _hook(path: str, kind: Kind | None, entries: list[tuple[Any, float]], taken: Reference) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         # The class of a LoRA layer is a subclass of its own class, which stands next in its ancestry.
         forward = type(module).__mro__[1].forward  # type: ignore[attr-defined]
         exact = _exact(module, kind, entries)
-        if path not in taken.sites:
+        if path not in taken.sites and isinstance(out, Tensor):
             inputs = _some(kind, (args or tuple(kwargs.values()))[0])
             taken.sites[path] = _take(module, forward, exact, inputs, taken.dtype)
-        rounded = {key: value.to(taken.dtype).to(out.dtype) for key, value in exact.items()}
+        # an attention gives its weights too; what it computes is judged with everything behind it
+        number = (out if isinstance(out, Tensor) else out[0]).dtype
+        rounded = {key: value.to(taken.dtype).to(number) for key, value in exact.items()}
         with _wearing(module, rounded):
-            result = forward(module, *args, **kwargs)
-        assert isinstance(result, Tensor)
-        return result
+            return forward(module, *args, **kwargs)
 
     return hook
 
@@ -340,12 +341,19 @@ def _hook(path: str, kind: Kind | None, entries: list[tuple[Any, float]], taken:
 def _exact(module: nn.Module, kind: Kind | None, entries: list[tuple[Any, float]]) -> dict[str, Tensor]:
     """The module's parameters as a float64 merge has them."""
     own = {key: value.detach().to(WIDE) for key, value in module._parameters.items() if value is not None}
-    for entry, weight in entries:
-        if kind is not None and hasattr(entry, "parts"):
-            base = own["weight"] if kind.bounded is None else kind.bounded(module, own["weight"])
-            own["weight"] = base + dense_delta(kind, entry, base.shape, WIDE).to(base.device) * weight
-        if entry.bias is not None:
-            own["bias"] = entry.bias.detach().to(WIDE)
+    if kind is not None:
+        base = own[kind.parameter]
+        for entry, _ in entries:
+            if entry.tokens is not None:
+                base = base.index_copy(0, entry.tokens.index.to(base.device), entry.tokens.rows.detach().to(base))
+        base = base if kind.bounded is None else kind.bounded(module, base)
+        own[kind.parameter] = base
+        for entry, weight in entries:
+            if hasattr(entry, "parts"):
+                own[kind.parameter] = own[kind.parameter] + dense_delta(kind, module, entry, base) * weight
+    bias = bias_value(module, kind, entries)
+    if bias is not None:
+        own["bias" if kind is None else kind.bias] = bias.to(WIDE)
     return own
 
 

@@ -1,0 +1,123 @@
+"""Adapter dropout: masks that are functions of a counter, so that a backward or a resumed run draws them again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.config import LoRAConfig
+from deltaw.errors import StateError
+from deltaw.functional import drop
+from deltaw.initialize import seed_for
+from deltaw.tokens import TokenRows
+
+__all__ = ["Dropping"]
+
+
+class _Open:
+    """A forward whose backward is still to come; it ends with the backward, or when its graph is thrown away."""
+
+    def __init__(self, among: set[int], draw: int) -> None:
+        self.among, self.draw = among, draw
+        among.add(draw)
+
+    def close(self) -> None:
+        """Count it no longer."""
+        self.among.discard(self.draw)
+
+    __del__ = close
+
+
+class _Drop(torch.autograd.Function):
+    """Inverted dropout that draws its mask again in the backward instead of keeping it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor | None, probability: float, seed: int, here: _Open | None
+    ) -> Tensor:
+        ctx.probability, ctx.seed, ctx.here = probability, seed, here
+        return drop(x, probability, seed)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+        if ctx.here is not None:
+            ctx.here.close()
+        wanted = ctx.needs_input_grad[0]
+        return drop(grad, ctx.probability, ctx.seed) if wanted else None, None, None, None, None
+
+
+class Dropping(nn.Module):
+    """Dropout on the term's input, shared by whole and sliced sites."""
+
+    draws: int
+    open: set[int]
+    loose: list[int]
+
+    def start(self, config: LoRAConfig, droppable: bool, seed: int, path: str) -> None:
+        """Set the dropout's state, and that nothing stands beside the update yet.
+
+        Args:
+            config: its dropout applies.
+            droppable: whether the site's kind takes dropout at all.
+            seed: seed of the run.
+            path: path of the site.
+        """
+        self.dropout = config.dropout if droppable else 0.0
+        self.drop_seed = seed_for(seed, path, "dropout")
+        self.draws, self.open, self.loose = 0, set(), []
+        self.bias: nn.Parameter | None = None
+        self.tokens: TokenRows | None = None
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """The term's input under dropout while training, ``x`` itself otherwise.
+
+        The masks come from this site's own counter, so the global random state is left alone. Activation
+        checkpointing runs the forward again inside the backward; the same mask is then drawn again.
+
+        Args:
+            x: input of the layer.
+
+        Returns:
+            Tensor like ``x``.
+
+        Raises:
+            StateError: if several forwards are open and it cannot be told which one is being recomputed.
+        """
+        if not (self.training and self.dropout):
+            return x
+        # the anchor makes the backward come by even where x needs no gradient, as in a first block
+        anchor = next((p for p in self.parameters() if p.requires_grad), None)
+        here: _Open | None = None
+        if torch._C._current_graph_task_id() != -1:
+            draw = self._recomputed()
+        else:
+            self.draws = draw = self.draws + 1
+            if torch.is_grad_enabled() and anchor is not None:
+                here = _Open(self.open, draw)
+            else:
+                self.loose = [*self.loose[-1:], draw]
+        seed = seed_for(self.drop_seed, str(draw))
+        out: Tensor = _Drop.apply(x, anchor, self.dropout, seed, here)  # type: ignore[no-untyped-call]
+        return out
+
+    def _recomputed(self) -> int:
+        """The draw that a forward inside a backward repeats: the only one that is open.
+
+        Reentrant checkpointing runs its first forward without gradients; such a forward is loose instead.
+        """
+        candidates = self.open or self.loose
+        if len(candidates) != 1:
+            raise StateError(
+                "adapter dropout cannot be recomputed: it is not clear which forward is meant",
+                where=f"a layer with dropout={self.dropout} under activation checkpointing",
+                got=f"{len(candidates)} open forwards",
+                expected="one forward, then its backward",
+                hint="run backward after each forward, or set dropout=0 or turn checkpointing off.",
+            )
+        if not self.open:
+            self.loose = []
+            return candidates[0]  # type: ignore[index]
+        return next(iter(self.open))
