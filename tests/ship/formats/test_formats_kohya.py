@@ -143,6 +143,10 @@ def test_convolution(tmp_path: Path, mid: bool) -> None:
     expected = 0.5 * F.conv2d(at, tensors[f"{stem}.lora_up.weight"].double())
     kernel = delta(adapter, "mid.conv").view(7, 5, 3, 3)
     assert close(F.conv2d(x, kernel, padding=1), expected, 1e-6 if mid else 1e-12)
+    with torch.no_grad():
+        bare = layer(x.float())
+        dw.load(model.eval(), adapter)
+        assert close(layer(x.float()) - bare, expected, 1e-5)
 
 
 @pytest.mark.parametrize("kernels", [True, False])
@@ -166,6 +170,12 @@ def test_dora_over_outputs_is_kept_and_over_inputs_refused(tmp_path: Path) -> No
     assert torch.equal(
         adapter.tensors["base_model.model.q.lora_magnitude_vector"].flatten(), value("m", 7, 1).flatten()
     )
+    worn = linears({"q": (7, 5)}).eval()
+    layer = worn.get_submodule("q")
+    whole = layer.weight.detach().double() + delta(adapter, "q")
+    dw.load(worn, adapter)
+    expected = value("x", 3, 5).double() @ (value("m", 7, 1) * whole / whole.norm(dim=1, keepdim=True)).t()
+    assert close(layer(value("x", 3, 5)).detach(), expected.detach(), 1e-5)
     inside = write(tmp_path / "in.safetensors", {**tensors, "lora_unet_q.dora_scale": value("m", 1, 5)})
     with pytest.raises(CheckpointError, match="DoRA over input channels"):
         open_any(inside, model=linears({"q": (7, 5)}))

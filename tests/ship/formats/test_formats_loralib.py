@@ -101,6 +101,10 @@ def test_convolution(tmp_path: Path, inside: int, out: int, kernel: int, groups:
     product = tensors["conv.lora_B"].double() @ tensors["conv.lora_A"].double()
     expected = product.view(layer.weight.shape) * (ALPHA / rank)
     assert close(delta(adapter, "conv").view(expected.shape), expected, 1e-6)
+    worn, x = skeleton({"conv": layer}).eval(), value("x", 1, inside, 5, 5)
+    merged = F.conv2d(x.double(), layer.weight.double() + expected, groups=groups)
+    dw.load(worn, adapter)
+    assert close(layer(x).detach(), merged.detach(), 1e-5)
 
 
 def test_heads_and_biases_saved_beside(tmp_path: Path) -> None:
