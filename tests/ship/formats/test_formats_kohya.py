@@ -167,9 +167,8 @@ def test_dora_over_outputs_is_kept_and_over_inputs_refused(tmp_path: Path) -> No
     out = write(tmp_path / "out.safetensors", {**tensors, "lora_unet_q.dora_scale": value("m", 7, 1)})
     adapter = open_any(out, model=linears({"q": (7, 5)}))
     assert adapter.raw["use_dora"] is True
-    assert torch.equal(
-        adapter.tensors["base_model.model.q.lora_magnitude_vector"].flatten(), value("m", 7, 1).flatten()
-    )
+    magnitude = adapter.tensors["base_model.model.q.lora_magnitude_vector"]
+    assert magnitude.shape == (7,) and torch.equal(magnitude, value("m", 7, 1).flatten())
     worn = linears({"q": (7, 5)}).eval()
     layer = worn.get_submodule("q")
     whole = layer.weight.detach().double() + delta(adapter, "q")
@@ -179,6 +178,19 @@ def test_dora_over_outputs_is_kept_and_over_inputs_refused(tmp_path: Path) -> No
     inside = write(tmp_path / "in.safetensors", {**tensors, "lora_unet_q.dora_scale": value("m", 1, 5)})
     with pytest.raises(CheckpointError, match="DoRA over input channels"):
         open_any(inside, model=linears({"q": (7, 5)}))
+
+
+def test_dora_of_a_convolution(tmp_path: Path) -> None:
+    tensors = pair("lora_unet_c", (2, 4, 3, 3), (6, 2, 1, 1)) | {"lora_unet_c.dora_scale": value("m", 6, 1, 1, 1)}
+    layer = nn.Conv2d(4, 6, 3, bias=False)
+    model = skeleton({"c": layer}).eval()
+    adapter = open_any(write(tmp_path / "a.safetensors", tensors), model=model)
+    assert adapter.tensors["base_model.model.c.lora_magnitude_vector"].shape == (1, 6, 1, 1)
+    whole = layer.weight.detach().double().flatten(1) + delta(adapter, "c")
+    kernel = value("m", 6, 1, 1, 1).double().flatten(1) * whole / whole.norm(dim=1, keepdim=True)
+    dw.load(model, adapter)
+    x = value("x", 1, 4, 5, 5)
+    assert close(layer(x).detach(), F.conv2d(x.double(), kernel.view(6, 4, 3, 3)), 1e-5)
 
 
 @pytest.mark.parametrize(

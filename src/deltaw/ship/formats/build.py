@@ -140,7 +140,10 @@ def _tensors(draft: Draft) -> dict[str, Tensor]:
         found[f"{PREFIX}{path}{ends[0]}"] = update.lora_A
         found[f"{PREFIX}{path}{ends[1]}"] = update.lora_B
         if update.magnitude is not None:
-            found[f"{PREFIX}{path}.lora_magnitude_vector"] = update.magnitude
+            # (O,), or (1, O, 1, ...) for a convolution, however it was stored
+            ones = update.lora_B.dim() - 2
+            shape = (1, -1, *(1,) * ones) if ones else (-1,)
+            found[f"{PREFIX}{path}.lora_magnitude_vector"] = update.magnitude.reshape(shape)
         if update.bias is not None:
             found[f"{PREFIX}{path}.lora_B.bias"] = update.bias
     for name, tensor in draft.copies.items():

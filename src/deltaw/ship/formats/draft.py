@@ -111,6 +111,10 @@ class Draft:
                 self.problems.append(f"'{update.origin}': {shapes} do not fit '{path}', {node}")
                 return
             update.table = update.table or node.kind == "embedding"
+        if update.magnitude is not None and update.magnitude.numel() != update.lora_B.shape[0]:
+            shapes = f"{tuple(update.magnitude.shape)} for {update.lora_B.shape[0]} outputs"
+            self.problems.append(f"'{update.origin}': DoRA's magnitude {shapes}")
+            return
         if update.table and update.magnitude is not None:
             self.problems.append(f"'{update.origin}': DoRA on an embedding, which PEFT stores in another sense")
             return

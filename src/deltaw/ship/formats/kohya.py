@@ -188,7 +188,7 @@ def _magnitude(draft: Draft, stem: str, scale: Tensor | None, up: Tensor) -> Ten
             f"'{stem}.dora_scale' {tuple(scale.shape)} is DoRA over input channels, which PEFT's format cannot hold"
         )
         return None
-    return scale if up.dim() == 2 else scale.reshape(1, -1, *(1,) * (up.dim() - 2))
+    return scale.flatten()
 
 
 KOHYA = Format(name="kohya", title="kohya's sd-scripts", detect=_detect, read=_read)
