@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from deltaw.config import LoRAConfig
 from deltaw.disk import safetensors_bytes, write_files
 from deltaw.errors import CheckpointError, nearest
 from deltaw.functional import scaling_of
-from deltaw.keys import Contents, read_keys
+from deltaw.keys import INNER, PREFIX, Contents, read_keys
 from deltaw.peft_config import alpha_for, from_peft
 from deltaw.read import CONFIG, WEIGHTS, read_config, read_tensors
 
@@ -128,7 +129,7 @@ class Adapter:
         """The configuration in deltaw's terms."""
         return from_peft(dict(self.raw), self.where)
 
-    @property
+    @cached_property
     def contents(self) -> Contents:
         """The tensors, sorted by what they mean."""
         return read_keys(self.tensors)
@@ -195,7 +196,11 @@ class Adapter:
             alpha / rank, or alpha / sqrt(rank).
         """
         rank = self.factors(path)[0].shape[0]
-        return scaling_of(rank, alpha_for(dict(self.raw), path), bool(self.raw.get("use_rslora", False)))
+        # PEFT states one alpha for both projections of an attention, under the attention's own path
+        attention = path.removesuffix(".out_proj")
+        inner = f"{attention}{INNER}{self.contents.suffixes[path][0]}"
+        stated = attention if {inner, PREFIX + inner} & self.tensors.keys() else path
+        return scaling_of(rank, alpha_for(dict(self.raw), stated), bool(self.raw.get("use_rslora", False)))
 
     def delta(self, path: str) -> Tensor:
         """The update of one module as a dense matrix.

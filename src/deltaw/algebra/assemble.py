@@ -12,7 +12,7 @@ from torch import Tensor
 from deltaw.adapter import METADATA, Adapter
 from deltaw.algebra.check import owner_of_whole, shared_entries
 from deltaw.algebra.parts import Parts, Update, named
-from deltaw.algebra.write import base_print, configured, stored_own
+from deltaw.algebra.write import LAYOUT, base_print, configured, stored_own
 
 __all__ = ["assembled", "shared_twins"]
 
@@ -92,9 +92,13 @@ def assembled(
     for update in updates.values():
         tensors.update(update.tensors())
     start, same, more = _fields(adapters, lead, all(part.updates.keys() == updates.keys() for part in parts))
-    if any(adapter.own.get("slices") for adapter in adapters):
-        notes.append("slices of fused projections are one update per module now")
+    noted = {path for adapter in adapters for name in LAYOUT for path in adapter.own.get(name, {})}
+    if noted:
+        notes.append(f"slices, or an update with its start, are one plain update now in {named(sorted(noted))}")
     own: dict[str, Any] = {"twins": dict(twins), "along": lead.own.get("along", [])}
+    idle = [path for path in updates if all(_idle(a, p, path) for a, p in zip(adapters, parts, strict=True))]
+    if idle:
+        own["unworn"] = idle
     found = _fingerprint(adapters)
     if found:
         own["fingerprint"] = found
@@ -125,6 +129,11 @@ def _fields(adapters: Sequence[Adapter], lead: Adapter, same_paths: bool) -> tup
     if left:
         notes.append(f"fields of adapter_config.json that differ were left out: {named(dict.fromkeys(left))}")
     return fields, same, notes
+
+
+def _idle(adapter: Adapter, part: Parts, path: str) -> bool:
+    """Whether an adapter has no update here, or zeros that were written for PEFT's sake."""
+    return path not in part.updates or path in adapter.own.get("unworn", ())
 
 
 def _places(raw: Mapping[str, Any]) -> list[Any]:

@@ -124,16 +124,32 @@ def scale(adapter: Adapter, weight: float) -> Adapter:
     raw["lora_alpha"] = _tidy(raw.get("lora_alpha", 8) * weight)
     raw["alpha_pattern"] = {key: _tidy(alpha * weight) for key, alpha in alphas.items()}
     scaled = replace(adapter, raw=raw)
-    # slices of several scalings are folded into B and would be read without alpha's new factor
-    own = dict(adapter.own)
-    own["slices"] = {
-        path: [{**one, "alpha": one["alpha"] * weight, "scaling": one["scaling"] * weight} for one in entries]
-        for path, entries in own.get("slices", {}).items()
-        if len({one["scaling"] for one in entries}) == 1
-    }
+    own = _scaled_notes(adapter.own, weight)
     updates = {path: replace(update, scaling=scaled.scaling(path)) for path, update in parts.updates.items()}
     metadata = {**adapter.metadata, METADATA: json.dumps(stored_own(own, updates, origin), sort_keys=True)}
     return replace(scaled, metadata=metadata, where=f"{weight:g} * {adapter.where}")
+
+
+def _scaled_notes(own: Mapping[str, Any], weight: float) -> dict[str, Any]:
+    """What deltaw notes about slices, padding and starts, with the factor.
+
+    Slices of several scalings are folded into B and would be read without alpha's new factor: as one plain update they
+    are not.
+    """
+
+    def times(entry: Mapping[str, Any]) -> dict[str, Any]:
+        return {**entry, **{key: entry[key] * weight for key in ("alpha", "scaling") if entry.get(key) is not None}}
+
+    found = dict(own)
+    found["slices"] = {
+        path: [times(one) for one in entries]
+        for path, entries in own.get("slices", {}).items()
+        if len({one["scaling"] for one in entries}) == 1
+    }
+    for name in ("padded", "starts"):
+        if name in own:
+            found[name] = {path: times(entry) for path, entry in own[name].items()}
+    return found
 
 
 def _tidy(alpha: float) -> float:

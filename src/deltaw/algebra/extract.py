@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from deltaw.algebra.parts import Update, named
 from deltaw.algebra.shards import Shards, prefix_between
 from deltaw.algebra.sites import WeightSite, sites_by_model, sites_by_name, tied_paths
 from deltaw.algebra.truncate import Truncated, truncate
-from deltaw.algebra.write import aligned, base_print, configured, stored_own
+from deltaw.algebra.write import base_print, configured, stored_own
 from deltaw.errors import CheckpointError, ConfigError
 from deltaw.fingerprint import fingerprint
 from deltaw.reports import count, table
@@ -236,7 +236,7 @@ def _differences(
             found.mixed |= before.dtype != after.dtype
             _require_finite(key, before, after)
         else:
-            found.rest[key] = f"shape {tuple(before.shape)}, no LoRA holds such a tensor"
+            found.rest[key] = f"shape {tuple(before.shape)}, no linear map and no embedding"
     return found
 
 
@@ -315,14 +315,18 @@ def _report(
 
 
 def _update(site: WeightSite, cut: Truncated) -> Update:
-    return Update(path=site.path, lora_A=cut.lora_A, lora_B=cut.lora_B, scaling=1.0, suffixes=site.suffixes)
+    return Update(
+        path=site.path, stem=site.path, lora_A=cut.lora_A, lora_B=cut.lora_B, scaling=1.0, suffixes=site.suffixes
+    )
 
 
 def _mirrored(update: Update, path: str, model: nn.Module) -> Update:
     """The same update for another module with the same weight."""
     site = sites_by_model(model, {"weight": f"{path}.weight"})["weight"]
-    blank = Update(path=path, lora_A=update.lora_B.t(), lora_B=update.lora_A.t(), scaling=1.0, suffixes=site.suffixes)
-    return aligned({path: blank, update.path: update}, {path: update.path})[path]
+    same = replace(update, path=path, stem=path, suffixes=site.suffixes)
+    if site.suffixes == update.suffixes:
+        return same
+    return replace(same, lora_A=update.lora_B.t().contiguous(), lora_B=update.lora_A.t().contiguous())
 
 
 def _module(site: WeightSite, cut: Truncated) -> ExtractedModule:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ def ties(terms: Sequence[tuple[Update, float]], density: float) -> Update:
     signed = [math.copysign(root, coefficient) for root, (_, coefficient) in zip(roots, terms, strict=True)]
     return Update(
         path=first.path,
+        stem=first.stem,
         lora_A=_elect([update.lora_A for update, _ in terms], signed, density),
         lora_B=_elect([update.lora_B for update, _ in terms], roots, density),
         scaling=1.0,
@@ -100,11 +102,4 @@ def thinned(update: Update, density: float, seed: int, index: int) -> Update:
         wide = factor.detach().to(torch.promote_types(factor.dtype, torch.float32))
         stays = torch.rand(wide.shape, generator=generator) < density
         factors.append(torch.where(stays, wide / density, torch.zeros_like(wide)))
-    return Update(
-        path=update.path,
-        lora_A=factors[0],
-        lora_B=factors[1],
-        scaling=update.scaling,
-        suffixes=update.suffixes,
-        bias=update.bias,
-    )
+    return replace(update, lora_A=factors[0], lora_B=factors[1])

@@ -6,7 +6,6 @@ groups is one block for each group, A_j (R/g, K) and B_j (O/g, R/g), because B m
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,18 +14,13 @@ from torch import Tensor
 
 from deltaw.adapter import Adapter
 from deltaw.errors import CheckpointError
-from deltaw.keys import PREFIX
+from deltaw.keys import EXTRAS, INNER, PREFIX
 
-__all__ = ["Block", "Parts", "Update", "named", "parts_of", "together"]
+__all__ = ["Block", "Parts", "Update", "attention_of", "named", "parts_of", "together"]
 
 Block = tuple[Tensor, Tensor]
 """A (r, K) and B (o, r) as matrices."""
 
-_MAGNITUDE = re.compile(r"\.lora_magnitude_vector(\.weight|\.default)?$")
-_BIAS_B = ".lora_B.bias"
-_ROWS = ".token_adapter.trainable_tokens_delta"
-_OUT_PROJECTION = ".base_layer.out_proj"
-"""PEFT wraps both projections of an attention as one module, which has one rank."""
 _SHOWN = 5
 
 
@@ -36,6 +30,7 @@ class Update:
 
     Args:
         path: module path.
+        stem: the path as keys have it, which differs within PEFT's attention.
         lora_A: as stored, (R, I) or (R, I, *kernel).
         lora_B: as stored, (O, R) or (O, R / groups, 1...).
         scaling: factor on B A.
@@ -44,6 +39,7 @@ class Update:
     """
 
     path: str
+    stem: str
     lora_A: Tensor
     lora_B: Tensor
     scaling: float
@@ -126,7 +122,7 @@ class Update:
     @property
     def keys(self) -> tuple[str, str]:
         """Keys of A and B in a file."""
-        return PREFIX + self.path + self.suffixes[0], PREFIX + self.path + self.suffixes[1]
+        return PREFIX + self.stem + self.suffixes[0], PREFIX + self.stem + self.suffixes[1]
 
     def tensors(self) -> dict[str, Tensor]:
         """The update as a file holds it.
@@ -136,7 +132,7 @@ class Update:
         """
         found = {self.keys[0]: self.lora_A, self.keys[1]: self.lora_B}
         if self.bias is not None:
-            found[PREFIX + self.path + _BIAS_B] = self.bias
+            found[PREFIX + self.stem + EXTRAS["bias_B"]] = self.bias
         return found
 
 
@@ -189,39 +185,42 @@ def parts_of(adapter: Adapter) -> Parts:
         CheckpointError: if it is no LoRA, is incomplete, or holds values that are not finite.
     """
     _require_lora(adapter)
+    _require_pairs(adapter)
+    _require_finite(adapter)
     contents = adapter.contents
-    biases: dict[str, Tensor] = {}
+    updates = {path: _update(adapter, path) for path in sorted(contents.factors)}
+    owned = {key for update in updates.values() for key in update.tensors()}
     magnitudes: dict[str, str] = {}
     whole: list[str] = []
     frozen: list[str] = []
-    pairs = {PREFIX + path + suffix for path, pair in contents.suffixes.items() for suffix in pair}
     along = tuple(f"{path}." for path in adapter.own.get("along", ()))
-    for key, tensor in sorted(adapter.tensors.items()):
+    for key in sorted(adapter.tensors):
         name = key.removeprefix(PREFIX)
-        if PREFIX + name in pairs:
+        if PREFIX + name in owned:
             continue
-        if name.endswith(_BIAS_B):
-            biases[name.removesuffix(_BIAS_B)] = tensor
-        elif _MAGNITUDE.search(name):
-            magnitudes[_MAGNITUDE.sub("", name)] = key
-        elif (".base_layer." in name and not name.endswith((".bias", _ROWS))) or (along and name.startswith(along)):
+        if name.removesuffix(".weight").endswith(EXTRAS["magnitude"]):
+            magnitudes[name.removesuffix(".weight").removesuffix(EXTRAS["magnitude"])] = key
+        elif (".base_layer." in name and not name.endswith(".bias")) or (along and name.startswith(along)):
             frozen.append(key)
         else:
             whole.append(key)
-    _require_pairs(adapter)
-    updates = {
-        path: Update(
-            path=path,
-            lora_A=pair[0],
-            lora_B=pair[1],
-            scaling=adapter.scaling(path),
-            suffixes=contents.suffixes[path],
-            bias=biases.get(path),
-        )
-        for path, pair in sorted(contents.factors.items())
-    }
-    _require_finite(adapter)
     return Parts(updates=updates, magnitudes=magnitudes, whole=tuple(whole), frozen=tuple(frozen))
+
+
+def _update(adapter: Adapter, path: str) -> Update:
+    pair, extras = adapter.contents.factors[path], adapter.contents.extras.get(path, {})
+    suffixes = adapter.contents.suffixes[path]
+    stem = path.removesuffix(".out_proj") + INNER
+    known = {key.removeprefix(PREFIX) for key in adapter.tensors} if path.endswith(".out_proj") else set()
+    return Update(
+        path=path,
+        stem=stem if stem + suffixes[0] in known else path,
+        lora_A=pair[0],
+        lora_B=pair[1],
+        scaling=adapter.scaling(path),
+        suffixes=suffixes,
+        bias=extras.get("bias_B"),
+    )
 
 
 def _require_lora(adapter: Adapter) -> None:
@@ -289,22 +288,30 @@ def _require_finite(adapter: Adapter) -> None:
         )
 
 
-def together(paths: Iterable[str], twins: Mapping[str, str]) -> list[list[str]]:
+def attention_of(update: Update) -> str | None:
+    """The attention whose output projection this is; PEFT has one rank and one alpha for both of its projections.
+
+    Args:
+        update: any update.
+
+    Returns:
+        The attention's path, or None.
+    """
+    return update.stem.removesuffix(INNER) if update.stem.endswith(INNER) else None
+
+
+def together(updates: Mapping[str, Update], twins: Mapping[str, str]) -> list[list[str]]:
     """Modules that must keep one rank: an attention's two projections, and the users of one tied update.
 
     Args:
-        paths: module paths.
+        updates: path -> update.
         twins: path -> the path whose update it shares, from the file's metadata.
 
     Returns:
         Groups of paths, each group sorted, in the order of their first paths.
-
-    Example:
-        >>> together(["attn", "attn.base_layer.out_proj", "fc"], {})
-        [['attn', 'attn.base_layer.out_proj'], ['fc']]
     """
     groups: dict[str, list[str]] = {}
-    for path in sorted(paths):
-        owner = path.removesuffix(_OUT_PROJECTION)
+    for path in sorted(updates):
+        owner = attention_of(updates[path]) or path
         groups.setdefault(twins.get(owner, owner), []).append(path)
     return list(groups.values())

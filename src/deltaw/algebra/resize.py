@@ -16,7 +16,7 @@ from torch import Tensor
 from deltaw.adapter import Adapter
 from deltaw.algebra.factored import balanced, distance, norm, singular_values, svd
 from deltaw.algebra.parts import Block, Parts, Update, named, parts_of, together
-from deltaw.algebra.write import aligned, reworked
+from deltaw.algebra.write import LAYOUT, aligned, reworked
 from deltaw.errors import ConfigError
 from deltaw.keys import PREFIX
 from deltaw.reports import count, table
@@ -343,7 +343,8 @@ def _notes(adapter: Adapter, parts: Parts, updates: Mapping[str, Update], given:
         )
     if parts.whole:
         notes.append(f"not resized, kept as they are: {named(parts.whole)}")
-    sliced = [path for path in adapter.own.get("slices", {}) if updates.get(path) is not parts.updates.get(path)]
+    noted = {path for name in LAYOUT for path in adapter.own.get(name, {})}
+    sliced = sorted(path for path in noted if updates.get(path) is not parts.updates.get(path))
     if sliced:
-        notes.append(f"slices of a fused projection are one update now in {named(sliced)}")
+        notes.append(f"slices, or an update with its start, are one plain update now in {named(sliced)}")
     return notes

@@ -14,6 +14,7 @@ from deltaw.layers import KINDS, kind_of
 
 __all__ = ["WeightSite", "sites_by_model", "sites_by_name", "tied_paths"]
 
+_HELD = ("Linear", "Conv1D", "Embedding")
 _TRANSPOSED_TYPES = ("gpt2", "imagegpt", "decision_transformer", "openai-gpt")
 _TRANSPOSED = ("c_attn", "c_proj", "c_fc", "q_attn")
 """Names under which transformers' Conv1D stores a weight as (in, out)."""
@@ -59,12 +60,14 @@ def sites_by_model(model: nn.Module, keys: Mapping[str, str]) -> dict[str, Weigh
         Key of the checkpoint -> site, for weights of linear maps and embeddings.
     """
     modules = dict(model.named_modules())
+    # an attention's fused kernel reads its output projection by itself, and PEFT has one rank for the two
+    inner = {f"{path}.out_proj" for path, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
     found = {}
     for key, name in keys.items():
         path, _, leaf = name.rpartition(".")
         kind = kind_of(modules[path]) if path in modules else None
         weight = modules[path]._parameters.get("weight") if path in modules else None
-        if kind is not None and leaf == "weight" and weight is not None and weight.dim() == 2:
+        if kind is not None and kind.name in _HELD and leaf == "weight" and weight is not None and path not in inner:
             found[key] = WeightSite(path=path, suffixes=kind.suffixes, transposed=kind.transposed, kind=kind.name)
     return found
 

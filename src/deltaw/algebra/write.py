@@ -7,18 +7,23 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import torch
+
 from deltaw.adapter import METADATA, Adapter
-from deltaw.algebra.parts import Parts, Update, together
+from deltaw.algebra.parts import Parts, Update, attention_of, together
 from deltaw.config import LoRAConfig
 from deltaw.functional import scaling_of
 from deltaw.keys import PREFIX
 from deltaw.peft_config import to_peft
 from deltaw.version import __version__
 
-__all__ = ["aligned", "alpha_of", "base_print", "configured", "evened", "reworked", "stored_own"]
+__all__ = ["LAYOUT", "aligned", "alpha_of", "base_print", "configured", "evened", "reworked", "stored_own"]
 
+LAYOUT = ("slices", "padded", "starts")
+"""What deltaw notes about how a module's factors are made up; void once they are computed anew."""
 _PLACES = ("exclude_modules", "layers_pattern", "layers_to_transform")
 """Fields beside ``target_modules`` that narrow what it means."""
 
@@ -63,7 +68,7 @@ def configured(
     made = to_peft(LoRAConfig(), sites, present=list(present), copies=[], transposed=False, foreign={})
     found = {**raw, **{key: made[key] for key in ("r", "lora_alpha", "rank_pattern", "alpha_pattern")}}
     if not same_places:
-        exact = "(" + "|".join(re.escape(path) for path in sites) + ")"
+        exact = "(" + "|".join(re.escape(p) for p in sites if attention_of(updates[p]) is None) + ")"
         found["target_modules"] = made["target_modules"] if present else exact
         found.update({key: None for key in _PLACES if raw.get(key) is not None})
     if any(update.bias is not None for update in updates.values()):
@@ -101,7 +106,7 @@ def base_print(dtype: str, sites: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evened(updates: Mapping[str, Update], twins: Mapping[str, str]) -> dict[str, Update]:
-    """Pad modules that must share a rank to the largest of theirs.
+    """Pad modules that must share a rank to the largest of theirs, and give an attention's projections one scaling.
 
     Args:
         updates: path -> update.
@@ -114,7 +119,23 @@ def evened(updates: Mapping[str, Update], twins: Mapping[str, str]) -> dict[str,
     for group in together(updates, twins):
         rank = max(updates[path].rank for path in group)
         found.update({path: updates[path].padded(rank) for path in group})
+        inner = [path for path in group if attention_of(updates[path]) is not None]
+        if inner and len({found[path].scaling for path in group}) > 1:
+            found.update({path: _unscaled(found[path]) for path in group})
     return found
+
+
+def _unscaled(update: Update) -> Update:
+    """The same update with its scaling in B, in fp32 at least."""
+    if update.scaling == 1:
+        return update
+    dtypes = (
+        torch.promote_types(update.lora_A.dtype, torch.float32),
+        torch.promote_types(update.lora_B.dtype, torch.float32),
+    )
+    made = update.with_blocks([(A, B * update.scaling) for A, B in update.blocks()], 1.0, dtypes)
+    bias = None if update.bias is None else (update.bias.double() * update.scaling).to(dtypes[1])
+    return replace(made, bias=bias)
 
 
 def aligned(updates: Mapping[str, Update], twins: Mapping[str, str]) -> dict[str, Update]:
@@ -164,10 +185,13 @@ def reworked(adapter: Adapter, parts: Parts, updates: Mapping[str, Update], orig
         tensors.update(update.tensors())
     own = dict(adapter.own)
     same = {path for path, update in updates.items() if update is parts.updates[path]}
-    for name in ("slices", "twins"):
-        left = same if name == "slices" else updates
+    for name in LAYOUT:
         if name in own:
-            own[name] = {path: value for path, value in own[name].items() if path in left}
+            own[name] = {path: value for path, value in own[name].items() if path in same}
+    if "twins" in own:
+        own["twins"] = {path: primary for path, primary in own["twins"].items() if path in updates}
+    if "unworn" in own:
+        own["unworn"] = [path for path in own["unworn"] if path in updates]
     raw = configured(adapter.raw, updates, same_places=updates.keys() == parts.updates.keys())
     metadata = {**adapter.metadata, METADATA: json.dumps(stored_own(own, updates, origin), sort_keys=True)}
     return Adapter(tensors=tensors, raw=raw, metadata=metadata)

@@ -22,8 +22,9 @@ def command(*, first: str, second: str, allow_other_base: bool, every: bool, qui
     """Compare two adapters: cosine of their updates, overlap of their subspaces.
 
     A and B are PEFT directories; no model is needed. The cosine is that of the two updates as vectors: 1 where one is
-    a positive multiple of the other, 0 where they have nothing in common, -1 where they are opposed. phi A and phi B are the LoRA paper's subspace
-    similarity (eq. 4) of the whole input and output subspaces: 1 where the smaller lies in the larger.
+    a positive multiple of the other, 0 where they have nothing in common, -1 where they are opposed. phi A and phi B
+    are the LoRA paper's subspace similarity (eq. 4) of the whole input and output subspaces: 1 where the smaller lies
+    in the larger.
     """
     from deltaw.algebra import compare
 
