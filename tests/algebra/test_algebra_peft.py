@@ -130,3 +130,68 @@ def test_peft_agrees_on_ties_of_the_factors(density: float, weights: tuple[float
     )
     made = dw.combine(ours, weights, method="ties", density=density).adapter
     assert_same(deltas(made), peft_deltas(judge, "mixed"), 1e-6)
+
+
+class Several(nn.Module):
+    """An attention and a convolution with groups, as PEFT adapts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.grouped = nn.Conv1d(8, 4, 3, groups=2)
+        self.fc = nn.Linear(8, 8)
+
+
+def made_by_peft(place: Path, targets: list[str], r: int, seed: int = 5, **fields: Any) -> dw.Adapter:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        judge = peft_model(seeded(Several), {"target_modules": targets, "r": r, "lora_alpha": 6, **fields})
+        fill([(name, p) for name, p in judge.named_parameters() if "lora_" in name], seed)
+        judge.save_pretrained(str(place))
+    return dw.Adapter.open(place)
+
+
+def loaded(made: dw.Adapter, place: Path) -> Any:
+    made.save(place)
+    return peft_load(seeded(Several), place, allowed=ALLOWED)
+
+
+@pytest.mark.parametrize("how", ["sum", "rank", "budget", "one scaling for both"])
+def test_peft_loads_both_projections_of_an_attention(how: str, tmp_path: Path) -> None:
+    a = made_by_peft(tmp_path / "a", ["attn"], 4)
+    b = made_by_peft(tmp_path / "b", ["attn"], 2, 6)
+    if how == "one scaling for both":
+        keys = [key for key in b.tensors if "out_proj" in key]
+        b = dw.Adapter(tensors={key: t for key, t in b.tensors.items() if key not in keys}, raw=b.raw)
+    results = {"rank": lambda: a.resize(rank=2), "budget": lambda: (a + b).resize(budget=160)}
+    made = results.get(how, lambda: a + b)()
+    judge = loaded(made, tmp_path / "made")
+    layer = judge.base_model.model.attn
+    for path, wrapped in (("attn", layer), ("attn.out_proj", layer.base_layer.out_proj)):
+        theirs_ = wrapped.get_delta_weight("default").detach()
+        torch.testing.assert_close(made.delta(path), theirs_, rtol=1e-5, atol=1e-6)
+    if how != "rank":
+        return
+    keys = sorted(made.tensors)
+    assert keys == sorted(a.tensors) and any(".base_layer.out_proj." in key for key in keys)
+
+
+def test_peft_loads_a_convolution_with_groups(tmp_path: Path) -> None:
+    a = made_by_peft(tmp_path / "a", ["grouped", "fc"], 4)
+    for made in (a.resize(rank=2), a + made_by_peft(tmp_path / "b", ["grouped"], 2, 7)):
+        judge = loaded(made, tmp_path / "made")
+        x = torch.randn(2, 8, 5)
+        layer, base = judge.base_model.model.grouped, seeded(Several).grouped
+        # their A is a convolution over all channels, their B one of two groups
+        kernel = made.delta("grouped").reshape(4, 8, 3)
+        expected = base(x) + nn.functional.conv1d(x, kernel)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_peft_loads_a_resized_dora(tmp_path: Path) -> None:
+    made = made_by_peft(tmp_path / "a", ["fc"], 4, use_dora=True).resize(rank=2)
+    judge = loaded(made, tmp_path / "made")
+    ours = seeded(Several)
+    dw.load(ours, tmp_path / "made")
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(ours.fc(x), judge.base_model.model.fc(x), rtol=1e-5, atol=1e-5)

@@ -127,3 +127,103 @@ def test_the_bases_fingerprint_goes_on(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="another base"):
             dw.load(Net(seed=3), tmp_path / "made")
     assert set((a + b).own["fingerprint"]["sites"]) == {"c_attn", "embed"}
+
+
+class Wide(nn.Module):
+    """Every kind of site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.embed = nn.Embedding(12, 8)
+        self.conv = nn.Conv1d(8, 8, 3, padding=1)
+        self.grouped = nn.Conv1d(8, 8, 3, padding=1, groups=2)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.fc = nn.Linear(8, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x = x + self.grouped(self.conv(x.mT)).mT
+        x = x + self.attn(x, x, x, need_weights=False)[0]
+        return self.fc(x)  # type: ignore[no-any-return]
+
+
+EVERY: dict[str, dict[str, Any]] = {
+    "convolutions": {"targets": ["conv", "grouped"]},
+    "attention": {"targets": ["attn"]},
+    "one projection, its twin written as zeros": {"targets": ["attn.out_proj"]},
+    "uneven projections": {"targets": ["attn"], "rank_pattern": {"attn.out_proj": 2}},
+    "bias of B": {"targets": ["fc", "conv", "attn"], "variant": ("lora", "lora_bias")},
+    "A frozen": {"targets": ["fc"], "variant": ("lora_fa",)},
+    "a start from W": {"targets": ["fc"], "init": "pissa"},
+    "token rows": {"targets": ["fc"], "train_rows": {"embed": [1, 3]}},
+}
+
+
+def wide(place: Path, seed: int = 1, **fields: Any) -> dw.Adapter:
+    model = Wide()
+    dw.attach(model, dw.LoRAConfig(**{"rank": 4, "alpha": 6, **fields}))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for _, parameter in dw.trainable(model):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    dw.save(model, place)
+    return dw.Adapter.open(place)
+
+
+def wide_output(place: Path, made: dw.Adapter, mix: float | None = None) -> Tensor:
+    made.save(place)
+    model = Wide()
+    dw.load(model, place)
+    if mix is None:
+        return model(IDS).detach()
+    with dw.active(model, {"default": mix}):
+        return model(IDS).detach()
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_every_kind_of_site_and_variant(kind: str, tmp_path: Path) -> None:
+    a = wide(tmp_path / "a", **EVERY[kind])
+    full, close = wide_output(tmp_path / "again", a), {"rtol": 1e-4, "atol": 1e-5}
+    largest = max(a.factors(path)[0].shape[0] for path in a.modules())
+    torch.testing.assert_close(wide_output(tmp_path / "same", a.resize(rank=largest)), full, rtol=0, atol=0)
+    torch.testing.assert_close(wide_output(tmp_path / "whole", a.resize(energy=1.0)), full, **close)
+    assert not torch.allclose(wide_output(tmp_path / "small", a.resize(rank=1)), full, **close)
+    if "rows" in kind:
+        with pytest.raises(CheckpointError, match="trained in full"):
+            0.5 * a
+        return
+    half = wide_output(tmp_path / "half", a, 0.5)
+    torch.testing.assert_close(wide_output(tmp_path / "scaled", 0.5 * a), half, **close)
+    torch.testing.assert_close(wide_output(tmp_path / "sum", 0.2 * a + 0.3 * a), half, **close)
+    side = dw.combine([a, a], [0.2, 0.3], method="concatenate").adapter
+    torch.testing.assert_close(wide_output(tmp_path / "side", side), half, **close)
+    b = wide(tmp_path / "b", 2, targets=["attn", "fc"], rank=2)
+    plain = b.modules()
+    mixed = a - 0.5 * b
+    assert set(mixed.modules()) == set(a.modules()) | set(plain)
+    model = Wide()
+    dw.load(model, tmp_path / "a", name="a")
+    dw.load(model, tmp_path / "b", name="b")
+    with dw.active(model, {"a": 1.0, "b": -0.5}):
+        expected = model(IDS).detach()
+    torch.testing.assert_close(wide_output(tmp_path / "mixed", mixed), expected, **close)
+
+
+def test_dora_is_resized_with_its_magnitudes_kept(tmp_path: Path) -> None:
+    a = wide(tmp_path / "a", targets=["fc"], variant=("dora",))
+    full = wide_output(tmp_path / "again", a)
+    torch.testing.assert_close(wide_output(tmp_path / "whole", a.resize(energy=1.0)), full, rtol=1e-4, atol=1e-5)
+    small = a.resize(rank=1)
+    key = "base_model.model.fc.lora_magnitude_vector"
+    assert torch.equal(small.tensors[key], a.tensors[key]) and small.raw["use_dora"] is True
+    assert not torch.allclose(wide_output(tmp_path / "small", small), full, rtol=1e-4, atol=1e-5)
+    with pytest.raises(CheckpointError, match="DoRA"):
+        a + wide(tmp_path / "b", targets=["fc"])
+
+
+def test_vera_is_refused_by_name(tmp_path: Path) -> None:
+    a = wide(tmp_path / "a", targets=["fc"], variant=("vera",), alpha=16)
+    for call in (lambda: a.resize(rank=1), lambda: 2 * a, lambda: a.similarity(a)):
+        with pytest.raises(CheckpointError, match="VERA"):
+            call()
