@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deltaw.adapter import Adapter
 from deltaw.errors import nearest
 from deltaw.functional import scaling_of
-from deltaw.keys import SHARED, Contents
+from deltaw.keys import SHARED, TWICE, Contents
 from deltaw.layers import Kind, kind_of
 from deltaw.layers.slices import Ranges
 from deltaw.peft_config import alpha_for, is_vera, stated_rank
@@ -64,7 +64,8 @@ class SiteFitting:
                     f"'{path}' has lora_{'A' if 0 in pair else 'B'} but no lora_{'B' if 0 in pair else 'A'}"
                 )
             elif path not in self.own.get("unworn", ()):
-                self._site(path, module, kind, *kind.unpack(module, pair[0], pair[1]))
+                lora_B = pair[1] * TWICE if path in self.contents.inner else pair[1]
+                self._site(path, module, kind, *kind.unpack(module, pair[0], lora_B))
         for path in sorted(set(self.contents.extras) - set(self.contents.factors)):
             self.problems.append(f"'{path}' has {', '.join(self.contents.extras[path])} but no factors")
         self._vectors()
