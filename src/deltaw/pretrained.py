@@ -141,19 +141,22 @@ def _bare(key: str, own: Mapping[str, None]) -> str:
 
 @contextmanager
 def _holding(model: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the adapters' parameters be other tensors for a moment."""
-    kept: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+    """Let the adapters' tensors be others for a moment."""
+    kept: list[tuple[dict[str, Any], str, Any]] = []
     try:
         for key, value in values.items():
             path, _, leaf = key.rpartition(".")
             owner = model.get_submodule(path)
-            if leaf in owner._parameters:
-                kept.append((owner, leaf, owner._parameters[leaf]))
-                owner._parameters[leaf] = nn.Parameter(value.detach(), requires_grad=False)
+            homes: tuple[dict[str, Any], ...] = (owner._parameters, owner._buffers)
+            home = next((home for home in homes if leaf in home), None)
+            if home is not None:
+                kept.append((home, leaf, home[leaf]))
+                trained = isinstance(home[leaf], nn.Parameter)
+                home[leaf] = nn.Parameter(value.detach(), requires_grad=False) if trained else value.detach()
         yield
     finally:
-        for owner, leaf, parameter in kept:
-            owner._parameters[leaf] = parameter
+        for home, leaf, tensor in kept:
+            home[leaf] = tensor
 
 
 def _refuse_options(options: Mapping[str, Any]) -> None:

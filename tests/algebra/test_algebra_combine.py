@@ -101,6 +101,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "full copy": {"extra": COPY, "modules_to_save": ["head"]},
     "token rows": {"paths": ("embed",), "extra": ROWS, "trainable_token_indices": {"embed": [1, 2]}},
     "half": {"dtype": torch.bfloat16},
+    "vera": {"peft_type": "VERA"},
 }
 
 

@@ -195,3 +195,18 @@ def test_a_diverged_adapter_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not finite"):
         net.save_pretrained(tmp_path)
     assert before == {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora", "lora_fa", "lora_bias", "vera"])
+def test_every_variant(variant: str, tmp_path: Path) -> None:
+    net, other, resumed = builders.llama(), builders.llama(), builders.llama()
+    for model in (net, resumed):
+        builders.attach(model, rank=2, targets=["q_proj", "v_proj"], variant=variant)
+    for _, parameter in dw.trainable(net):
+        parameter.data.add_(torch.randn_like(parameter) * 0.2)
+    expected = builders.logits(net, TOKENS)
+    net.save_pretrained(tmp_path, state_dict={key: value.clone() for key, value in net.state_dict().items()})
+    dw.load(other, tmp_path)
+    torch.testing.assert_close(builders.logits(other, TOKENS), expected)
+    resumed.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(builders.logits(resumed, TOKENS), expected)

@@ -21,7 +21,7 @@ from deltaw.algebra.check import (
 )
 from deltaw.algebra.factored import distance
 from deltaw.algebra.methods import METHODS, WIDE, Method, Term
-from deltaw.algebra.parts import Parts, Update, parts_of
+from deltaw.algebra.parts import Parts, Update, natural, parts_of
 from deltaw.algebra.write import aligned, evened, reworked, stored_own
 from deltaw.errors import ConfigError, nearest
 from deltaw.reports import count, table
@@ -222,9 +222,9 @@ def combine(
             path=path,
             ranks=tuple(part.updates[path].rank if path in part.updates else 0 for part in parts),
             rank=updates[path].rank,
-            error=_error(updates[path], found),
+            error=_error(updates[path], terms[path]),
         )
-        for path, found in sorted(terms.items())
+        for path in sorted(terms, key=natural)
     )
     return CombineReport(
         adapter=made, method=method, sources=sources, modules=modules, heuristic=chosen.heuristic,
@@ -264,10 +264,11 @@ def _method(name: str, density: float | None, seed: int | None) -> Method:
 
 
 def _alone(adapter: Adapter, weight: float, method: str, sources: tuple[tuple[str, float], ...]) -> CombineReport:
-    parts = parts_of(adapter)
+    # of weight 1 every adapter is itself, those included that no sum can hold
+    ranks = {path: int(pair[0].shape[0]) for path, pair in adapter.contents.factors.items() if 0 in pair}
     modules = tuple(
-        CombinedModule(path=path, ranks=(update.rank,), rank=update.rank, error=0.0)
-        for path, update in parts.updates.items()
+        CombinedModule(path=path, ranks=(ranks[path],), rank=ranks[path], error=0.0)
+        for path in sorted(ranks, key=natural)
     )
     return CombineReport(adapter=scale(adapter, weight), method=method, sources=sources, modules=modules)
 

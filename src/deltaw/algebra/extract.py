@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.adapter import METADATA, Adapter
-from deltaw.algebra.parts import Update, named
+from deltaw.algebra.parts import Update, named, natural
 from deltaw.algebra.shards import Shards, prefix_between
 from deltaw.algebra.sites import WeightSite, sites_by_model, sites_by_name, tied_paths
 from deltaw.algebra.truncate import Truncated, truncate
@@ -306,7 +306,7 @@ def _report(
     lost = sum((cut.norm * cut.error) ** 2 for cut in cuts.values())
     return ExtractReport(
         adapter=adapter,
-        modules=tuple(_module(sites[key], cut) for key, cut in cuts.items()),
+        modules=tuple(_module(sites[key], cuts[key]) for key in sorted(cuts, key=natural)),
         rest=found.rest,
         unchanged=found.unchanged,
         kept=1 - lost / total,

@@ -16,7 +16,7 @@ from deltaw.adapter import Adapter
 from deltaw.errors import CheckpointError
 from deltaw.keys import EXTRAS, INNER, PREFIX
 
-__all__ = ["Block", "Parts", "Update", "attention_of", "named", "parts_of", "together"]
+__all__ = ["Block", "Parts", "Update", "attention_of", "named", "natural", "parts_of", "together"]
 
 Block = tuple[Tensor, Tensor]
 """A (r, K) and B (o, r) as matrices."""
@@ -170,6 +170,22 @@ def named(names: Iterable[str], shown: int = _SHOWN) -> str:
     every = list(names)
     more = f" and {len(every) - shown} more" if len(every) > shown else ""
     return ", ".join(repr(name.removeprefix(PREFIX)) for name in every[:shown]) + more
+
+
+def natural(path: str) -> list[tuple[int, str]]:
+    """Sort key under which layer 2 stands before layer 10.
+
+    Args:
+        path: module path.
+
+    Returns:
+        The key.
+
+    Example:
+        >>> sorted(["h.10.q", "h.2.q"], key=natural)
+        ['h.2.q', 'h.10.q']
+    """
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
 
 
 def parts_of(adapter: Adapter) -> Parts:

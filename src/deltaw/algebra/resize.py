@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deltaw.adapter import Adapter
 from deltaw.algebra.factored import balanced, distance, norm, singular_values, svd
-from deltaw.algebra.parts import Block, Parts, Update, named, parts_of, together
+from deltaw.algebra.parts import Block, Parts, Update, named, natural, parts_of, together
 from deltaw.algebra.write import LAYOUT, aligned, reworked
 from deltaw.errors import ConfigError
 from deltaw.keys import PREFIX
@@ -278,7 +278,7 @@ def _apply(
     updates = aligned(
         updates, {path: other for path, other in twins.items() if updates.get(path) is not parts.updates[path]}
     )
-    pairs = [(old, updates.get(path)) for path, old in parts.updates.items()]
+    pairs = [(parts.updates[path], updates.get(path)) for path in sorted(parts.updates, key=natural)]
     losses = [_loss(old, new) for old, new in pairs]
     modules = tuple(
         ResizedModule(

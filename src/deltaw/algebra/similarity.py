@@ -19,7 +19,7 @@ from torch import Tensor
 from deltaw.adapter import Adapter
 from deltaw.algebra.check import check_bases, check_shapes
 from deltaw.algebra.factored import norm, relation
-from deltaw.algebra.parts import Update, named, parts_of
+from deltaw.algebra.parts import Update, named, natural, parts_of
 from deltaw.errors import CheckpointError, ConfigError, nearest
 from deltaw.reports import table
 
@@ -250,7 +250,9 @@ def compare(one: Adapter, other: Adapter, *, allow_other_base: bool = False) -> 
             expected="at least one module that both change",
             hint="they change different weights, so the cosine is 0 and there is nothing to compare.",
         )
-    found = [_module(path, first.get(path), second.get(path)) for path in sorted(first.keys() | second.keys())]
+    found = [
+        _module(path, first.get(path), second.get(path)) for path in sorted(first.keys() | second.keys(), key=natural)
+    ]
     products = sum(m.cosine * m.norms[0] * m.norms[1] for m in found)
     norms = tuple(math.sqrt(sum(m.norms[side] ** 2 for m in found)) for side in (0, 1))
     for adapter, part, others in zip(pair, parts, (second, first), strict=True):
