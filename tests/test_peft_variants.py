@@ -210,7 +210,11 @@ def judge(feature: Feature, mine: nn.Module, his: Any) -> None:
 @features
 def test_ours_loads_in_peft(feature: Feature, tmp_path: Path) -> None:
     mine = ours(feature, tmp_path)
-    judge(feature, mine, peft_load(seeded(feature.model), tmp_path, allowed={**ALLOWED, **feature.allowed}, aliases=_ALIASES))
+    judge(
+        feature,
+        mine,
+        peft_load(seeded(feature.model), tmp_path, allowed={**ALLOWED, **feature.allowed}, aliases=_ALIASES),
+    )
 
 
 @both
@@ -240,9 +244,7 @@ def test_a_mutation_is_noticed(feature: Feature, tmp_path: Path) -> None:
 
 def test_peft_groups_that_mix_are_refused(tmp_path: Path) -> None:
     """PEFT lets every group see every input, which is no update of the base's own weight."""
-    feature = Feature(
-        name="mixed", model=Grouped, ours={}, theirs={**_R, "target_modules": ["conv"]}, allowed=_GROUPS
-    )
+    feature = Feature(name="mixed", model=Grouped, ours={}, theirs={**_R, "target_modules": ["conv"]}, allowed=_GROUPS)
     theirs(feature, tmp_path)
     with pytest.raises(dw.DeltawError, match="mixes the groups"):
         dw.load(seeded(Grouped), tmp_path)

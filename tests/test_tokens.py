@@ -126,10 +126,14 @@ def test_merge_and_files(tied: bool, rank: int, dtype: torch.dtype, tmp_path: Pa
     on, before = model(IDS), builders.bits(model)
     report = dw.merge(model)
     assert report.sites == 1
-    torch.testing.assert_close(model(IDS), on, rtol=0.05 if dtype != torch.float32 else 1e-5, atol=0.15 if dtype != torch.float32 else 1e-5)
+    torch.testing.assert_close(
+        model(IDS), on, rtol=0.05 if dtype != torch.float32 else 1e-5, atol=0.15 if dtype != torch.float32 else 1e-5
+    )
     if rank == 0:
         untouched = [row for row in range(10) if row not in ROWS]
-        assert torch.equal(model.embed.weight[untouched], builders.lookup(tied=tied, bias=True).to(dtype).embed.weight[untouched])
+        assert torch.equal(
+            model.embed.weight[untouched], builders.lookup(tied=tied, bias=True).to(dtype).embed.weight[untouched]
+        )
     dw.unmerge(model)
     assert builders.bits(model) == before and torch.equal(model(IDS), on)
     dw.save(model, tmp_path / "a")

@@ -81,14 +81,16 @@ class SiteFitting:
             found = f"A {tuple(lora_A.shape)} and B {tuple(lora_B.shape)}"
             self.problems.append(f"'{path}': {found} do not fit a {n_in} -> {n_out} layer")
             return
-        stated = stated_rank(self.raw, path)
+        # PEFT states one rank and one alpha for both projections of an attention, under the attention's own path
+        named = path.rpartition(".")[0] if path in self.contents.inner else path
+        stated = stated_rank(self.raw, named)
         if stated != rank:
             self.problems.append(f"'{path}': rank {rank} in the tensors, {stated} in adapter_config.json")
             return
         extras = self._extras(path, n_out)
         if extras is None:
             return
-        alpha = alpha_for(self.raw, path)
+        alpha = alpha_for(self.raw, named)
         stack = Stack(lora_A, lora_B, scaling_of(rank, alpha, self.stabilized), extras, alpha)
         try:
             self._parts(path, n_out, stack)
