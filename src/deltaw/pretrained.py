@@ -78,8 +78,8 @@ class StandIn:
             **options: of transformers' method; those that ask for something else than adapters are refused.
 
         Raises:
-            StateError: if parameters of the base are being trained, which an adapter's files cannot hold, or an
-                option asks for what cannot be done.
+            StateError: if parameters of the base are being trained, which an adapter's files cannot hold, an option
+                asks for what cannot be done, or values are parts of a sharded model's.
             CheckpointError: if the directory holds a whole model, a value is not finite, or the disk refuses.
         """
         record = record_of(self.model, _SAVE)
@@ -128,6 +128,16 @@ def _adapter_state(model: nn.Module, given: Mapping[str, Tensor] | None) -> dict
             got=f"{len(absent)} of {len(own)} adapter tensors absent",
             expected="model.state_dict(), or none",
             hint="deltaw.merge(model) first writes a merged model; deltaw.detach(model) first writes the base.",
+        )
+    parts = [key for key in own if hasattr(bare[key], "full_tensor")]
+    if parts:
+        raise StateError(
+            "save_pretrained needs the whole tensors of a sharded model",
+            where=f"'{parts[0]}'",
+            got=f"{len(parts)} tensors of which this process holds a part",
+            expected="a gathered state dict",
+            hint="every process: state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)); "
+            "the first: model.save_pretrained(directory, state_dict=state).",
         )
     return {key: bare[key] for key in own}
 
