@@ -20,7 +20,7 @@ from deltaw.config import LoRAConfig
 from deltaw.disk import safetensors_bytes, write_files
 from deltaw.errors import CheckpointError, nearest
 from deltaw.functional import scaling_of
-from deltaw.keys import INNER, PREFIX, Contents, read_keys
+from deltaw.keys import TWICE, Contents, read_keys
 from deltaw.peft_config import alpha_for, from_peft
 from deltaw.read import CONFIG, WEIGHTS, read_config, read_tensors
 
@@ -198,8 +198,7 @@ class Adapter:
         rank = self.factors(path)[0].shape[0]
         # PEFT states one alpha for both projections of an attention, under the attention's own path
         attention = path.removesuffix(".out_proj")
-        inner = f"{attention}{INNER}{self.contents.suffixes[path][0]}"
-        stated = attention if {inner, PREFIX + inner} & self.tensors.keys() else path
+        stated = attention if path in self.contents.inner else path
         return scaling_of(rank, alpha_for(dict(self.raw), stated), bool(self.raw.get("use_rslora", False)))
 
     def delta(self, path: str) -> Tensor:
@@ -231,6 +230,7 @@ class Adapter:
     def _pairs(self, path: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
         """A and B as matrices, one pair for each group of a convolution."""
         lora_A, lora_B = (factor.to(dtype).flatten(1) for factor in self.factors(path))
+        lora_B = lora_B * TWICE if path in self.contents.inner else lora_B
         groups = max(1, lora_A.shape[0] // lora_B.shape[1])
         return list(zip(lora_A.chunk(groups), lora_B.chunk(groups), strict=True))
 

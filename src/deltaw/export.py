@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deltaw.adapter import METADATA, Adapter
 from deltaw.factors import Pair, Shared, SlicedLoRA
 from deltaw.fingerprint import fingerprint
-from deltaw.keys import EXTRAS, INNER, PREFIX, ROWS, SHARED, VECTORS
+from deltaw.keys import EXTRAS, INNER, PREFIX, ROWS, SHARED, TWICE, VECTORS
 from deltaw.layer import container_of
 from deltaw.layers import Kind, kind_of
 from deltaw.peft_config import to_peft
@@ -129,8 +129,9 @@ def _write_stacks(model: nn.Module, written: _Written, stabilized: bool) -> None
         kind = kind_of(module)
         assert kind is not None
         parent = path.rpartition(".")[0]
-        key = PREFIX + (f"{parent}{INNER}" if _parent_attention(model, path) is not None else path)
-        lora_A, lora_B = kind.pack(module, stack.lora_A, stack.lora_B)
+        inner = _parent_attention(model, path) is not None
+        key = PREFIX + (f"{parent}{INNER}" if inner else path)
+        lora_A, lora_B = kind.pack(module, stack.lora_A, stack.lora_B / TWICE if inner else stack.lora_B)
         written.tensors |= {key + kind.suffixes[0]: lora_A, key + kind.suffixes[1]: lora_B}
         for name, tensor in stack.extras.items():
             convolved = name == "magnitude" and lora_A.dim() > 2

@@ -274,7 +274,7 @@ def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -
     biases = [(path, work.modules[path]) for path in work.modules if path in work.biases]
     copies = [path for path in work.modules if path in work.copies]
     config = adapter.config.replace(ties=ties, train_rows=work.tokens, variant=work.variant)
-    chosen = Chosen({path: work.chosen[path] for path in order}, copies, biases, work.tokens, {}, [])
+    chosen = Chosen({path: work.chosen[path] for path in order}, copies, biases, work.tokens, rows_ties="share")
     made = finish(View(model), config, chosen)
     total = len(work.contents.factors) + len(work.contents.vectors) + len(copies) + len(work.tokens)
     return Fit(

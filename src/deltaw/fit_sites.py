@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deltaw.adapter import Adapter
 from deltaw.errors import nearest
 from deltaw.functional import scaling_of
-from deltaw.keys import SHARED, Contents
+from deltaw.keys import SHARED, TWICE, Contents
 from deltaw.layers import Kind, kind_of
 from deltaw.layers.slices import Ranges
 from deltaw.peft_config import alpha_for, is_vera, stated_rank
@@ -64,7 +64,8 @@ class SiteFitting:
                     f"'{path}' has lora_{'A' if 0 in pair else 'B'} but no lora_{'B' if 0 in pair else 'A'}"
                 )
             elif path not in self.own.get("unworn", ()):
-                self._site(path, module, kind, *kind.unpack(module, pair[0], pair[1]))
+                lora_B = pair[1] * TWICE if path in self.contents.inner else pair[1]
+                self._site(path, module, kind, *kind.unpack(module, pair[0], lora_B))
         for path in sorted(set(self.contents.extras) - set(self.contents.factors)):
             self.problems.append(f"'{path}' has {', '.join(self.contents.extras[path])} but no factors")
         self._vectors()
@@ -80,14 +81,16 @@ class SiteFitting:
             found = f"A {tuple(lora_A.shape)} and B {tuple(lora_B.shape)}"
             self.problems.append(f"'{path}': {found} do not fit a {n_in} -> {n_out} layer")
             return
-        stated = stated_rank(self.raw, path)
+        # PEFT states one rank and one alpha for both projections of an attention, under the attention's own path
+        named = path.rpartition(".")[0] if path in self.contents.inner else path
+        stated = stated_rank(self.raw, named)
         if stated != rank:
             self.problems.append(f"'{path}': rank {rank} in the tensors, {stated} in adapter_config.json")
             return
         extras = self._extras(path, n_out)
         if extras is None:
             return
-        alpha = alpha_for(self.raw, path)
+        alpha = alpha_for(self.raw, named)
         stack = Stack(lora_A, lora_B, scaling_of(rank, alpha, self.stabilized), extras, alpha)
         try:
             self._parts(path, n_out, stack)

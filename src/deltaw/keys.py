@@ -13,7 +13,7 @@ from torch import Tensor
 
 from deltaw.layers import KINDS
 
-__all__ = ["EXTRAS", "INNER", "PREFIX", "ROWS", "SHARED", "VECTORS", "Contents", "read_keys"]
+__all__ = ["EXTRAS", "INNER", "PREFIX", "ROWS", "SHARED", "TWICE", "VECTORS", "Contents", "read_keys"]
 
 PREFIX = "base_model.model."
 _SUFFIXES = {
@@ -29,6 +29,9 @@ ROWS = ".token_adapter.trainable_tokens_delta"
 """Key ending of trained token rows; they are the rows themselves."""
 INNER = ".base_layer.out_proj"
 """Where PEFT's attention keeps its output projection."""
+TWICE = 2.0
+"""PEFT (up to 0.21.2 at least) adds this projection's update twice, in its forward and in its merge. A file means what
+its writer computed: B is read twice as large there, and written half as large, which is exact."""
 
 
 @dataclass
@@ -38,6 +41,7 @@ class Contents:
     Args:
         factors: path -> {0: A, 1: B}.
         suffixes: path -> the suffixes its factors had.
+        inner: paths of output projections that PEFT keeps inside its attention.
         extras: path -> name -> what a variant keeps beside the factors.
         vectors: path -> name -> what a VeRA file keeps for a module.
         shared: name -> what all modules of a VeRA file share.
@@ -48,6 +52,7 @@ class Contents:
 
     factors: dict[str, dict[int, Tensor]] = field(default_factory=dict)
     suffixes: dict[str, tuple[str, str]] = field(default_factory=dict)
+    inner: set[str] = field(default_factory=set)
     extras: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     vectors: dict[str, dict[str, Tensor]] = field(default_factory=dict)
     shared: dict[str, Tensor] = field(default_factory=dict)
@@ -95,6 +100,7 @@ def _sorted_in(contents: Contents, key: str, name: str, tensor: Tensor) -> bool:
             path = _plain(name.removesuffix(suffix))
             contents.factors.setdefault(path, {})[index] = tensor
             contents.suffixes[path] = kinds
+            contents.inner |= {path} if name.removesuffix(suffix).endswith(INNER) else set()
             return True
     for group, endings in ((contents.extras, EXTRAS), (contents.vectors, VECTORS)):
         for extra, suffix in endings.items():

@@ -80,7 +80,7 @@ def _project(module: nn.Module, kind: Kind, worn: list[tuple[Any, float]]) -> Ca
 def _besides(module: nn.Module, out: Tensor, x: Tensor, tokens: TokenRows) -> Tensor:
     """Put trained rows in the place of the table's: what was looked up, or the scores of a tied head."""
     if not isinstance(module, nn.Embedding):
-        return read_out(out, x, tokens, getattr(module, "bias", None))
+        return read_out(out, x, tokens, module._parameters["weight"])  # type: ignore[arg-type]
     scale = getattr(module, "embed_scale", None)
     return look_up(out, x, tokens, module.padding_idx, module.scale_grad_by_freq, scale)
 

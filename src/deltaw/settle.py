@@ -48,6 +48,7 @@ class Chosen:
         tokens: path -> rows of a token table that are trained.
         matched: pattern -> count, for the report.
         notes: lines for the report.
+        rows_ties: policy for trained rows of a shared table, where it is not the configuration's.
     """
 
     sites: Mapping[str, Choice]
@@ -56,6 +57,7 @@ class Chosen:
     tokens: dict[str, tuple[int, ...]] = field(default_factory=dict)
     matched: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    rows_ties: str | None = None
 
 
 def _refuse_readers(tree: View, path: str) -> None:
@@ -213,7 +215,8 @@ def finish(tree: View, config: LoRAConfig, chosen: Chosen) -> Plan:
         )
     for path in chosen.copies:
         _refuse_copy(path, tree.modules[path], users, config.ties)
-    tokens = tuple(_rows(tree, config, users, path, index) for path, index in chosen.tokens.items())
+    policy = chosen.rows_ties or config.ties
+    tokens = tuple(_rows(tree, policy, users, path, index) for path, index in chosen.tokens.items())
     touched = [site.path for site in sites] + chosen.copies + [path for path, _ in chosen.biases]
     readers = dict.fromkeys(above for path in touched for above in readers_above(tree.model, path))
     return Plan(
@@ -285,7 +288,7 @@ def _refuse_flip(
 
 def _rows(
     tree: View,
-    config: LoRAConfig,
+    policy: str,
     users: Mapping[tuple[int, ...], list[User]],
     path: str,
     index: tuple[int, ...],
@@ -310,7 +313,9 @@ def _rows(
             expected=f"rows from 0 to {module.num_embeddings - 1}",
             hint="resize the model's embeddings before attach, as for new tokens.",
         )
-    twins = _twins(path, module, _others(module, module.weight, users), config.ties)
+    # rows of one table are one thing to every reader of a file, so they are never trained apart
+    others = _others(module, module.weight, users)
+    twins = _twins(path, module, others, "share" if policy == "share" else "refuse")
     odd = next((p for p, _, kind in twins if kind.name != "Linear"), None)
     if odd is not None:
         raise TieError(
@@ -318,7 +323,7 @@ def _rows(
             where=f"module '{odd}'",
             got=type(tree.modules[odd]).__name__,
             expected="a linear head",
-            hint='untie the weights first, or use ties="separate" (cannot be merged).',
+            hint="untie the weights first.",
         )
     return Rows(path=path, module=module, index=index, twins=twins)
 

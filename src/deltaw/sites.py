@@ -40,11 +40,11 @@ class Part:
     rows: Ranges = ()
     variant: tuple[str, ...] = ("lora",)
     subtract: bool = False
+    update: Combined = field(init=False, repr=False, compare=False)
 
-    @property
-    def update(self) -> Combined:
-        """The variants of this update, put together."""
-        return variant_of(self.variant)
+    def __post_init__(self) -> None:
+        """Put the variants together once: every forward reads them."""
+        object.__setattr__(self, "update", variant_of(self.variant))
 
 
 @dataclass(frozen=True, kw_only=True)

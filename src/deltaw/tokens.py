@@ -58,18 +58,17 @@ def look_up(
     return torch.where(hit.unsqueeze(-1), rows, out)
 
 
-def read_out(out: Tensor, x: Tensor, tokens: TokenRows, bias: Tensor | None) -> Tensor:
-    """Replace the scores of the trained tokens, where the head reads the same table.
+def read_out(out: Tensor, x: Tensor, tokens: TokenRows, table: Tensor) -> Tensor:
+    """Change the scores of the trained tokens, where the head reads the same table.
 
     Args:
         out: scores, shape (..., V).
         x: input of the head, shape (..., D).
         tokens: the trained rows.
-        bias: the head's bias, shape (V), or None.
+        table: the head's weight, shape (V, D).
 
     Returns:
-        Tensor like ``out``.
+        Tensor like ``out``; ``out`` itself, bit for bit, while the rows are the table's own.
     """
-    own = None if bias is None else bias.detach()[tokens.index].to(x.dtype)
-    scores = F.linear(x, tokens.rows.to(x.dtype), own)
-    return out.index_copy(-1, tokens.index, scores.to(out.dtype))
+    change = tokens.rows.to(x.dtype) - table.detach()[tokens.index].to(x.dtype)
+    return out.index_add(-1, tokens.index, F.linear(x, change).to(out.dtype))

@@ -24,7 +24,11 @@ def tied(view: View) -> Iterator[Problem]:
     Yields:
         A finding for each adapter and weight; it may be meant where ``ties="separate"`` asked for it.
     """
-    changed = {(id(entry.base), entry.name) for entry in view.entries() if hasattr(entry.module, "parts")}
+    changed = {
+        (id(entry.base), entry.name)
+        for entry in view.entries()
+        if hasattr(entry.module, "parts") or getattr(entry.module, "tokens", None) is not None
+    }
     for users in _shared(view):
         for name in view.record.adapters:
             on = [user.path for user in users if (id(user.module), name) in changed]

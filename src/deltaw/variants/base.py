@@ -131,6 +131,10 @@ class Combined:
         self.delta: Any = self._one("delta", _plain_delta)
         self.shift: Any = self._one("shift", None)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by names; a copy is the same object."""
+        return combine, (self.parts,)
+
     def _one(self, hook: str, default: Any) -> Any:
         """The one variant's function for a hook, or the plain one."""
         found = [part for part in self.parts if getattr(part, hook) is not None]
