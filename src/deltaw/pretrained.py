@@ -224,6 +224,17 @@ def _is_ours(file: Path) -> bool:
         return False
 
 
+def _refuse_part(*args: Any, **kwargs: Any) -> None:
+    """Stand in for ``save_pretrained`` of a model inside the attached one, which would write a base with stray keys."""
+    raise StateError(
+        "save_pretrained of a part of an attached model would lose its adapters",
+        where="a model inside the one given to attach",
+        got=f"save_pretrained({', '.join(map(repr, args))})",
+        expected="the whole model",
+        hint="call save_pretrained on the model given to attach, or deltaw.merge(model) first.",
+    )
+
+
 def stand_in(root: nn.Module) -> None:
     """Answer for an attached transformers model; any other model is left alone.
 
@@ -236,6 +247,9 @@ def stand_in(root: nn.Module) -> None:
     if not callable(getattr(root, _SAVE, None)):
         return
     root.__dict__[_SAVE] = here = StandIn(root)
+    for _, part in base_modules(root):
+        if part is not root and callable(getattr(part, _SAVE, None)):
+            part.__dict__[_SAVE] = _refuse_part
     if getattr(root, "is_quantized", False) and not getattr(root, _QUANTIZED_FLAG, False):
         root.__dict__[_QUANTIZED_FLAG] = here.flagged = True
 
@@ -251,3 +265,6 @@ def stand_down(root: nn.Module) -> None:
         del root.__dict__[_SAVE]
         if here.flagged:
             del root.__dict__[_QUANTIZED_FLAG]
+        for _, part in base_modules(root):
+            if part.__dict__.get(_SAVE) is _refuse_part:
+                del part.__dict__[_SAVE]
