@@ -78,8 +78,8 @@ class StandIn:
             **options: of transformers' method; those that ask for something else than adapters are refused.
 
         Raises:
-            StateError: if parameters of the base are being trained, which an adapter's files cannot hold, or an
-                option asks for what cannot be done.
+            StateError: if parameters of the base are being trained, which an adapter's files cannot hold, an option
+                asks for what cannot be done, or values are parts of a sharded model's.
             CheckpointError: if the directory holds a whole model, a value is not finite, or the disk refuses.
         """
         record = record_of(self.model, _SAVE)
@@ -128,6 +128,16 @@ def _adapter_state(model: nn.Module, given: Mapping[str, Tensor] | None) -> dict
             got=f"{len(absent)} of {len(own)} adapter tensors absent",
             expected="model.state_dict(), or none",
             hint="deltaw.merge(model) first writes a merged model; deltaw.detach(model) first writes the base.",
+        )
+    parts = [key for key in own if hasattr(bare[key], "full_tensor")]
+    if parts:
+        raise StateError(
+            "save_pretrained needs the whole tensors of a sharded model",
+            where=f"'{parts[0]}'",
+            got=f"{len(parts)} tensors of which this process holds a part",
+            expected="a gathered state dict",
+            hint="every process: state = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)); "
+            "the first: model.save_pretrained(directory, state_dict=state).",
         )
     return {key: bare[key] for key in own}
 
@@ -214,6 +224,17 @@ def _is_ours(file: Path) -> bool:
         return False
 
 
+def _refuse_part(*args: Any, **kwargs: Any) -> None:
+    """Stand in for ``save_pretrained`` of a model inside the attached one, which would write a base with stray keys."""
+    raise StateError(
+        "save_pretrained of a part of an attached model would lose its adapters",
+        where="a model inside the one given to attach",
+        got=f"save_pretrained({', '.join(map(repr, args))})",
+        expected="the whole model",
+        hint="call save_pretrained on the model given to attach, or deltaw.merge(model) first.",
+    )
+
+
 def stand_in(root: nn.Module) -> None:
     """Answer for an attached transformers model; any other model is left alone.
 
@@ -226,6 +247,9 @@ def stand_in(root: nn.Module) -> None:
     if not callable(getattr(root, _SAVE, None)):
         return
     root.__dict__[_SAVE] = here = StandIn(root)
+    for _, part in base_modules(root):
+        if part is not root and callable(getattr(part, _SAVE, None)):
+            part.__dict__[_SAVE] = _refuse_part
     if getattr(root, "is_quantized", False) and not getattr(root, _QUANTIZED_FLAG, False):
         root.__dict__[_QUANTIZED_FLAG] = here.flagged = True
 
@@ -241,3 +265,6 @@ def stand_down(root: nn.Module) -> None:
         del root.__dict__[_SAVE]
         if here.flagged:
             del root.__dict__[_QUANTIZED_FLAG]
+        for _, part in base_modules(root):
+            if part.__dict__.get(_SAVE) is _refuse_part:
+                del part.__dict__[_SAVE]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,39 @@ def sharded(rank: int) -> None:
     assert kinds(dw.check(wrong)) == {"unsynchronized"}
 
 
+def sharded_saves(rank: int) -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh, batch = init_device_mesh("cpu", (WORLD,)), loops.batches(loops.rows())[0]
+    net, alone = loops.model(dropout=0.2), loops.model(dropout=0.2)
+    for layer in net.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(net, mesh=mesh)
+    for model in (net, alone):
+        model(**batch).loss.backward()
+        with torch.no_grad():
+            for _, parameter in dw.trainable(model):
+                parameter.add_(parameter.grad, alpha=-1.0)
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(net, options=options)
+    with pytest.raises(StateError, match="a sharded model"):
+        net.save_pretrained("nowhere")
+    if rank == 0:
+        factors = {key: value for key, value in state.items() if ".lora_" in key}
+        loops.assert_same(factors, loops.adapter(alone), rtol=0, atol=1e-5)
+        assert {int(value) for key, value in state.items() if key.endswith(".draws")} == {1}
+        with tempfile.TemporaryDirectory() as place:
+            net.save_pretrained(place, state_dict=state)
+            other = builders.llama()
+            dw.load(other, place)
+        loops.assert_same(loops.adapter(other), loops.adapter(alone), rtol=0, atol=1e-5)
+    again = loops.model(dropout=0.2)
+    set_model_state_dict(again, get_model_state_dict(alone))
+    assert dw.draws(again) == dw.draws(alone)
+
+
 def spawned(net: Any, batch: dict[str, torch.Tensor], expected: tuple[float, list[float]]) -> None:
     loss = net(**batch).loss
     loss.backward()
@@ -113,7 +147,7 @@ def spawned(net: Any, batch: dict[str, torch.Tensor], expected: tuple[float, lis
     assert dw.check(net).ok
 
 
-JOBS = (equal_to_one_process, attached_too_late, frozen_when_wrapped, drifted, sharded)
+JOBS = (equal_to_one_process, attached_too_late, frozen_when_wrapped, drifted, sharded, sharded_saves)
 
 
 def work(rank: int, place: str, given: tuple[Any, ...]) -> None:

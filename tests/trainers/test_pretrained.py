@@ -182,6 +182,18 @@ def test_options_that_ask_for_something_else_are_refused(options: dict[str, Any]
     assert not (tmp_path / "out").exists()
 
 
+def test_a_part_of_an_attached_model_is_not_saved_alone(tmp_path: Path) -> None:
+    net = worn()
+    with pytest.raises(StateError, match="part of an attached model"):
+        net.model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    dw.merge(net)
+    net.model.save_pretrained(tmp_path / "merged")
+    dw.unmerge(net)
+    dw.detach(net)
+    assert "save_pretrained" not in vars(net.model)
+
+
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
     worn().save_pretrained(tmp_path / "out", is_main_process=False, max_shard_size="1GB")
     assert not (tmp_path / "out").exists()
