@@ -160,7 +160,8 @@ FEATURES = [
         theirs={"r": 6, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True, "bias": "vera_only"},
     ),
     Feature(
-        name="rows", model=llama, tokens=True, ours={**_A, "targets": ["q_proj"], "train_rows": {"embed_tokens": [7, 3]}},
+        name="rows", model=llama, tokens=True,
+        ours={**_A, "targets": ["q_proj"], "train_rows": {"embed_tokens": [7, 3]}},
         theirs={**_R, "target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [3, 7]}},
     ),
     Feature(

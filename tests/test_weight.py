@@ -48,7 +48,9 @@ OPERATIONS: dict[str, Callable[[Any], Tensor]] = {
     "masked rows": lambda w: X @ w[torch.tensor([True, False] * 3 + [True])].t(),
     "columns": lambda w: X[:, 1:3] @ w[:, 1:3].t(),
     "chunks": lambda w: torch.cat([X @ piece.t() for piece in w.chunk(3)], dim=1),
-    "chunked columns": lambda w: sum(X[:, i : i + 3] @ p.t() for i, p in zip((0, 3), torch.chunk(w, 2, dim=1))),
+    "chunked columns": lambda w: sum(
+        X[:, i : i + 3] @ p.t() for i, p in zip((0, 3), torch.chunk(w, 2, dim=1), strict=True)
+    ),
     "split": lambda w: torch.cat([F.linear(X, piece) for piece in torch.split(w, 2)], dim=1),
     "lookup": lambda w: F.embedding(torch.tensor([[6, 0], [1, 1]]), w),
     "cast": lambda w: F.linear(X.float(), w.float()).double(),
@@ -62,13 +64,17 @@ def test_operations_are_those_of_the_dense_weight(name: str) -> None:
     w = weight()
     dense = w.dense()
     got, want = OPERATIONS[name](w), OPERATIONS[name](dense)
-    torch.testing.assert_close(got, want, rtol=1e-5 if name == "cast" else 1e-12, atol=1e-5 if name == "cast" else 1e-12)
+    torch.testing.assert_close(
+        got, want, rtol=1e-5 if name == "cast" else 1e-12, atol=1e-5 if name == "cast" else 1e-12
+    )
     factors = [t for term in w.terms for t in term[:2]]
     dy = torch.randn(got.shape, generator=G, dtype=torch.float64)
     for mine, other in zip(
         torch.autograd.grad(got, factors, dy, retain_graph=True), torch.autograd.grad(want, factors, dy), strict=True
     ):
-        torch.testing.assert_close(mine, other, rtol=1e-4 if name == "cast" else 1e-10, atol=1e-4 if name == "cast" else 1e-10)
+        torch.testing.assert_close(
+            mine, other, rtol=1e-4 if name == "cast" else 1e-10, atol=1e-4 if name == "cast" else 1e-10
+        )
 
 
 def test_what_it_says_about_itself() -> None:

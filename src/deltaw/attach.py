@@ -20,7 +20,7 @@ from deltaw.layer import container_of, is_lora, refuse_shadowed, take_off
 from deltaw.place import place, touched
 from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Record, Worn, find_record, record_of
-from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order
+from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order, refuse_two_ways
 from deltaw.reports import count
 from deltaw.sites import Plan, Site
 from deltaw.targets import plan
@@ -120,6 +120,7 @@ def refuse_before(model: nn.Module, made: Plan, name: str, loading: bool = False
     refuse_meta(made, loading)
     for path, module in touched(made):
         refuse_shadowed(path, module)
+    refuse_two_ways(made)
 
 
 def attach(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltaw.config import LoRAConfig
@@ -88,6 +89,9 @@ class Dropping(nn.Module):
         """
         if not (self.training and self.dropout):
             return x
+        if torch.compiler.is_compiling():
+            # a graph cannot count its calls: torch's own generator draws here, and checkpointing keeps its state
+            return F.dropout(x, self.dropout)
         # the anchor makes the backward come by even where x needs no gradient, as in a first block
         anchor = next((p for p in self.parameters() if p.requires_grad), None)
         here: _Open | None = None

@@ -77,6 +77,8 @@ def _low_rank(written: _Written, path: str, module: nn.Module, kind: Kind, entry
         own.setdefault("sizes", {})[path] = list(kind.sizes(module))
         return
     sliced = isinstance(entry, SlicedLoRA)
+    if container_of(module).raw:
+        own.setdefault("raw", []).append(path)
     written.stacks[path] = stacked(parts, kind, module) if sliced else whole(parts[0])
     own["scaling"][path] = first.scaling if len(parts) == 1 else [pair.part.scaling for pair in parts]
     if sliced:

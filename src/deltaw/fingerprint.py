@@ -50,7 +50,10 @@ def fingerprint(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
     dtype = "float32"
     for index, (path, module) in enumerate(chosen):
         kind = kind_of(module)
-        weight: Any = getattr(module, "weight" if kind is None else kind.parameter, None)
+        name = "weight" if kind is None else kind.parameter
+        # the stored parameter first: the attribute may read as a weight with an adapter
+        weight: Any = module._parameters.get(name)
+        weight = getattr(module, name, None) if weight is None else weight
         if weight is None:
             continue
         dtype = str(weight.dtype).removeprefix("torch.")

@@ -139,7 +139,8 @@ class SiteFitting:
         alpha = stack.numerator(self.stabilized) if started is None else started["alpha"]
         scaling = stack.scaling if started is None else scaling_of(rank, alpha, self.stabilized)
         self.tensors[path, ""] = split(stack.lora_A, stack.lora_B, started is not None) | stack.extras
-        self.chosen[path] = Choice(path, parts=(self._part("", rank, alpha, scaling, width, started is not None),))
+        part = self._part("", rank, alpha, scaling, width, started is not None)
+        self.chosen[path] = Choice(path, parts=(part,), raw=path in self.own.get("raw", ()))
 
     def _part(
         self, name: str, rank: int, alpha: float, scaling: float, width: int, subtract: bool, rows: Ranges = ()

@@ -27,6 +27,7 @@ from deltaw.record import Record
 from deltaw.sites import BaseView
 from deltaw.tokens import TokenRows, look_up, read_out
 from deltaw.tree import CONTAINER
+from deltaw.weight import LoRAWeight, Term
 from deltaw.worn import Adapters, FullCopy, Reader
 
 __all__ = [
@@ -42,10 +43,13 @@ __all__ = [
 ]
 
 _BASE = "_deltaw_base"
+_RAW = ".weight"
 _CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
 
 
-def _add(module: nn.Module, kind: Kind, out: Tensor, x: Tensor, pair: Pair, weight: float, start: int = 0) -> Tensor:
+def _add(
+    module: nn.Module, kind: Kind, out: Tensor, x: Tensor, pair: Pair, weight: float | Tensor, start: int = 0
+) -> Tensor:
     """Add one update's term to an output, whose first feature is the weight's row ``start``."""
     part, tensors, rows = pair
     update = part.update
@@ -54,13 +58,15 @@ def _add(module: nn.Module, kind: Kind, out: Tensor, x: Tensor, pair: Pair, weig
     if "start_A" in tensors:
         # two products and not one of joined factors: while both are equal, their difference is exactly zero
         term = term - kind.up(module, kind.down(module, x, tensors["start_A"], out.dtype), tensors["start_B"])
+    # a compiled graph gets its weight as a tensor, which no operation takes for a factor
+    factor, own = (1.0, weight) if isinstance(weight, Tensor) else (weight, None)
     view = BaseView(kind, module, rows if rows is None else rows + start)
-    out = update.apply(out, term, part.scaling * weight, tensors, rows, view)
+    out = update.apply(out, term if own is None else term * own, part.scaling * factor, tensors, rows, view)
     if update.shift is None:
         return out
     shift = kind.spread(module, update.shift(tensors))
     shift = shift if rows is None else shift.expand(*out.shape[:-1], len(rows))
-    return add_term(out, shift, part.scaling * weight, rows)
+    return add_term(out, shift if own is None else shift * own, part.scaling * factor, rows)
 
 
 def _project(module: nn.Module, kind: Kind, worn: list[tuple[Any, float]]) -> Callable[..., Tensor]:
@@ -114,7 +120,7 @@ def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, arg
             continue
         if entry.tokens is not None:
             out = _besides(module, out, x, entry.tokens)
-        if kind is not None and hasattr(entry, "parts"):
+        if kind is not None and not container.raw and hasattr(entry, "parts"):
             term_input = entry.dropped(x)
             for pair in entry.parts():
                 out = _add(module, kind, out, term_input, pair, weight)
@@ -123,12 +129,31 @@ def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, arg
     return kind.bounded(module, out) if kind is not None and kind.bounded is not None else out
 
 
-def lora_class(base: type[nn.Module], kind: Kind | ReaderKind | None) -> type[nn.Module]:
+def _read(module: nn.Module) -> Any:
+    """The weight of a module that others read: with the active adapters in it, never as one dense tensor."""
+    container: Any = module._modules.get(CONTAINER)
+    kind, base = kind_of(module), module._parameters["weight"]
+    assert kind is not None and base is not None
+    terms = []
+    for entry, weight in () if container is None else container.worn():
+        for pair in getattr(entry, "parts", tuple)():
+            lora_A, lora_B = pair.factors
+            left, right = (lora_A.t(), lora_B.t()) if kind.transposed else (lora_B, lora_A)
+            terms.append(Term(left, right, pair.part.scaling * weight))
+    return LoRAWeight(base, tuple(terms)) if terms else base
+
+
+def _write(module: nn.Module, value: Any) -> None:
+    module.register_parameter("weight", value)
+
+
+def lora_class(base: type[nn.Module], kind: Kind | ReaderKind | None, raw: bool = False) -> type[nn.Module]:
     """The LoRA subclass of a module class; the same object on every call.
 
     Args:
         base: class of the module to adapt.
         kind: its kind, or the reader that it is, or None where only copies and biases are worn.
+        raw: the weight's attribute is adapted instead of the forward.
 
     Returns:
         A subclass of ``base``.
@@ -137,7 +162,7 @@ def lora_class(base: type[nn.Module], kind: Kind | ReaderKind | None) -> type[nn
         >>> lora_class(nn.Linear, KINDS["Linear"]).__mro__[1] is nn.Linear
         True
     """
-    name = kind.name if kind is not None else ""
+    name = (kind.name if kind is not None else "") + (_RAW if raw else "")
     if (base, name) not in _CLASSES:
         base_forward = base.forward
         site_kind = kind if isinstance(kind, Kind) else None
@@ -152,6 +177,8 @@ def lora_class(base: type[nn.Module], kind: Kind | ReaderKind | None) -> type[nn
             return (_rebuild, (base, name), *reduced[2:])
 
         members = {} if kind is None else dict(kind.members)
+        if raw and isinstance(kind, Kind):
+            members[kind.parameter] = property(_read, _write)
         members |= {"forward": forward, "__reduce_ex__": reduce_ex, _BASE: base, "__module__": base.__module__}
         members["__doc__"] = f"{base.__name__} with low-rank adapters."
         _CLASSES[base, name] = type(f"LoRA{base.__name__}", (base,), members)
@@ -159,7 +186,8 @@ def lora_class(base: type[nn.Module], kind: Kind | ReaderKind | None) -> type[nn
 
 
 def _rebuild(base: type[nn.Module], kind: str) -> nn.Module:
-    cls = lora_class(base, KINDS.get(kind) or READERS.get(kind))
+    plain = kind.removesuffix(_RAW)
+    cls = lora_class(base, KINDS.get(plain) or READERS.get(plain), kind != plain)
     return cls.__new__(cls)
 
 
@@ -250,22 +278,23 @@ def _rehook(module: nn.Module) -> None:
             module.__dict__[name] = types.MethodType(type(module).forward, module)
 
 
-def put_on(path: str, module: nn.Module, record: Record) -> Adapters:
+def put_on(path: str, module: nn.Module, record: Record, raw: bool = False) -> Adapters:
     """Make a module a LoRA layer, if it is not one yet.
 
     Args:
         path: module path.
         module: the module; its class changes in place.
         record: the model's record.
+        raw: the weight's attribute is adapted instead of the forward.
 
     Returns:
         The container for its adapters.
     """
     if is_lora(module):
         return container_of(module)
-    container = Adapters(record, path).train(module.training)
+    container = Adapters(record, path, raw).train(module.training)
     module.add_module(CONTAINER, container)
-    module.__class__ = lora_class(type(module), kind_of(module) or reader_of(module))
+    module.__class__ = lora_class(type(module), kind_of(module) or reader_of(module), raw)
     _rehook(module)
     record.modules[path] = module
     return container
@@ -307,7 +336,7 @@ def put_back(module: nn.Module, container: Adapters) -> None:
         container: what ``take_off`` returned; it follows the module to its device and mode.
     """
     module.add_module(CONTAINER, container.to(device_of(module)).train(module.training))
-    module.__class__ = lora_class(type(module), kind_of(module) or reader_of(module))
+    module.__class__ = lora_class(type(module), kind_of(module) or reader_of(module), container.raw)
     _rehook(module)
 
 

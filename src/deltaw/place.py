@@ -42,7 +42,7 @@ def place(made: Plan, name: str, record: Record, data: Mapping[str, Tensor]) -> 
     """
     shared = _shared(made)
     for site in made.sites:
-        container = put_on(site.path, site.module, record)
+        container = put_on(site.path, site.module, record, site.raw)
         entry = site_lora(site, made.config, device_of(site.module), shared, data.get(site.path))
         container.add_module(name, entry.train(site.module.training))
         if shared is not None and site is made.sites[0]:

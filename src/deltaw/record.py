@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from deltaw.config import LoRAConfig
 from deltaw.errors import StateError, nearest
@@ -32,6 +33,26 @@ RECORD = "_deltaw_record"
 # keyed by id(record): a copied model has a record of its own and is not touched by an override of the original
 _OVERRIDES: ContextVar[Mapping[int, _Override]] = ContextVar("deltaw_overrides", default=MappingProxyType({}))
 _COUNTING = threading.Lock()
+
+
+Traced: TypeAlias = tuple[tuple[str, "float | Tensor"], ...]
+"""A mix as a compiled graph reads it: a weight other than 1 is a tensor, so that changing it compiles nothing."""
+
+
+class _Here(threading.local):
+    """What compiled graphs read instead of the context variable, which cannot be traced: this thread's override."""
+
+    def __init__(self) -> None:
+        # runs once in every thread; an attribute of the class would not be guarded by compiled graphs
+        self.traced: Traced | None = None
+
+    def __reduce__(self) -> tuple[type[_Here], tuple[()]]:
+        """A copy starts without an override, as a new thread does."""
+        return _Here, ()
+
+
+def _traced(mix: Mix) -> Traced:
+    return tuple((name, 1.0 if weight == 1.0 else torch.tensor(weight)) for name, weight in mix)
 
 
 @dataclass(eq=False)
@@ -73,6 +94,7 @@ class Record:
         overrides: number of contexts that override the mix; lets the forward skip the context variable.
         hook: handle of the model's hook on loading state dicts.
         loading: the missing keys of the last load, and whether its state dict spoke of adapters.
+        here: the override that compiled graphs of this thread see.
     """
 
     mix: Mix = ()
@@ -83,6 +105,22 @@ class Record:
     overrides: int = 0
     hook: Any = None
     loading: tuple[list[str], bool] = field(default_factory=lambda: ([], False))
+    here: _Here = field(default_factory=_Here)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keep what compiled graphs read of the mix beside it."""
+        object.__setattr__(self, name, value)
+        if name == "mix":
+            object.__setattr__(self, "lasting", _traced(value))
+
+    def traced(self) -> Traced:
+        """The mix in force for the compiled graph that is being traced or guarded.
+
+        Returns:
+            Names and weights.
+        """
+        lasting: Traced = self.__dict__["lasting"]
+        return lasting if self.here.traced is None else self.here.traced
 
     def current(self) -> Mix:
         """The mix in force here: the context's override, or the lasting one.
@@ -110,12 +148,14 @@ class Record:
         present = _OVERRIDES.get()
         here = _Override(mix, present.get(id(self)))
         token = _OVERRIDES.set({**present, id(self): here})
+        outer, self.here.traced = self.here.traced, _traced(mix)
         with _COUNTING:
             self.overrides += 1
         try:
             yield
         finally:
             here.open = False
+            self.here.traced = outer
             with _COUNTING:
                 self.overrides -= 1
             _OVERRIDES.reset(token)

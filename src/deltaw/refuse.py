@@ -13,7 +13,7 @@ from deltaw.sites import Plan
 from deltaw.tree import base_modules
 from deltaw.worn import Adapters
 
-__all__ = ["is_sharded", "refuse_foreign", "refuse_meta", "refuse_name", "refuse_order"]
+__all__ = ["is_sharded", "refuse_foreign", "refuse_meta", "refuse_name", "refuse_order", "refuse_two_ways"]
 
 
 def refuse_name(record: Record | None, name: str) -> None:
@@ -113,6 +113,27 @@ def refuse_foreign(model: nn.Module, record: Record | None) -> None:
                 got="adapters of another model",
                 expected="one model for all verbs",
                 hint="attach to the same model object as before, or detach there first.",
+            )
+
+
+def refuse_two_ways(made: Plan) -> None:
+    """Refuse to adapt a module's forward where another adapter has its attribute, or the other way round.
+
+    Args:
+        made: the plan to carry out.
+
+    Raises:
+        StateError: naming the module.
+    """
+    for site in made.sites:
+        if is_lora(site.module) and container_of(site.module)._modules and container_of(site.module).raw != site.raw:
+            target = site.path if site.raw else f"{site.path}.weight"
+            raise StateError(
+                "this module is adapted another way already",
+                where=f"module '{site.path}'",
+                got="its forward" if site.raw else "its weight as others read it",
+                expected="one way for all adapters of a module",
+                hint=f"target {target!r}, as the other adapter does, or detach that one first.",
             )
 
 

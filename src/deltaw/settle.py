@@ -30,11 +30,13 @@ class Choice:
         pattern: the pattern that chose it.
         slices: slice names; empty for the whole weight.
         parts: ready parts, where a file already says them.
+        raw: the weight is read by others, and the attribute itself is to be adapted.
     """
 
     pattern: str
     slices: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
+    raw: bool = False
 
 
 @dataclass
@@ -245,6 +247,8 @@ def _site(
     assert kind is not None
     _refuse_readers(tree, path)
     _refuse_update(path, module, kind, config, choice.parts)
+    if choice.raw:
+        _refuse_raw(path, module, kind, choice.parts)
     twins = _twins(path, module, _others(module, kind.weight(module), users), config.ties)
     _refuse_two_minds(choice, path, [twin for twin, _, _ in twins], chosen)
     if twins and (len(choice.parts) > 1 or choice.parts[0].rows):
@@ -259,9 +263,31 @@ def _site(
         out_features=n_out,
         parts=choice.parts,
         pattern=choice.pattern,
+        raw=choice.raw,
         aliases=tuple(tree.paths[id(module)][1:]),
         twins=twins,
     )
+
+
+def _refuse_raw(path: str, module: nn.Module, kind: Kind, parts: tuple[Part, ...]) -> None:
+    """Refuse what a weight that others read cannot be: more than two axes, bounded, or more than W + L R."""
+    update, got = parts[0].update, None
+    if not kind.readable:
+        got = kind.name
+    elif kind.bounded is not None and kind.plain is not None and getattr(module, "max_norm", None) is not None:
+        got = "an embedding with max_norm"
+    elif not update.linear or update.shift is not None:
+        got = f"variant {', '.join(name for name in update.names if name != 'lora')}"
+    elif parts[0].name:
+        got = "slices"
+    if got is not None:
+        raise TargetError(
+            "this cannot be adapted as a weight that others read",
+            where=f"parameter '{path}.{kind.parameter}'",
+            got=got,
+            expected="the whole weight of a Linear or an Embedding, with a plain update",
+            hint=f"name the module, {path!r}, if its own forward is called.",
+        )
 
 
 def _others(module: nn.Module, weight: object, users: Mapping[tuple[int, ...], list[User]]) -> list[User]:
@@ -331,7 +357,9 @@ def _rows(
 def _remarks(sites: list[Site], config: LoRAConfig) -> list[str]:
     notes = []
     dry = {site.kind.name: [s.path for s in sites if s.kind is site.kind] for site in sites if not site.kind.droppable}
+    raw = [site.path for site in sites if site.raw and site.kind.droppable]
     if config.dropout:
+        notes += [f"dropout does not apply to weights that others read: {', '.join(raw)}"] if raw else []
         notes += [f"dropout does not apply to {kind}: {', '.join(paths)}" for kind, paths in dry.items()]
     for site in sites:
         if site.aliases:

@@ -61,6 +61,7 @@ class Site:
         pattern: the pattern that chose it.
         aliases: further paths of the same module object.
         twins: (path, module, kind) of other modules that share the weight and get the same update.
+        raw: the attribute itself is adapted, for others that read it.
     """
 
     path: str
@@ -72,6 +73,7 @@ class Site:
     pattern: str = ""
     aliases: tuple[str, ...] = ()
     twins: tuple[tuple[str, nn.Module, Kind], ...] = ()
+    raw: bool = False
 
     @property
     def rank(self) -> int:

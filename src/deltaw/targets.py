@@ -27,6 +27,9 @@ from deltaw.view import View
 
 __all__ = ["plan"]
 
+_WEIGHT = ".weight"
+"""Ending of a target that means the parameter and not its module: a weight that others read themselves."""
+
 
 def _no_match(tree: View, pattern: Pattern, role: str) -> TargetError:
     adaptable = tree.adaptable()
@@ -77,6 +80,10 @@ def _choose(tree: View, config: LoRAConfig, matched: dict[str, int]) -> dict[str
     for pattern in config.targets:  # type: ignore[union-attr]
         name, matcher = describe(pattern), Matcher(pattern)
         found = _all_linear(tree) if pattern == "all-linear" else tree.find(pattern)
+        raw = not found and isinstance(pattern, str) and pattern.endswith(_WEIGHT)
+        if raw:
+            matcher = Matcher(pattern.removesuffix(_WEIGHT))  # type: ignore[union-attr]
+            found = tree.find(matcher.pattern)
         usable = [path for path in found if kind_of(tree.modules[path]) is not None]
         if not found or (not usable and not matcher.exact):
             raise _no_match(tree, pattern, "target")
@@ -93,7 +100,8 @@ def _choose(tree: View, config: LoRAConfig, matched: dict[str, int]) -> dict[str
             )
         matched[name] = len(usable)
         for path in [path for found_path in usable for path in _whole(tree, found_path, matcher.slices)]:
-            choice = chosen.setdefault(path, Choice(name, matcher.slices))
+            choice = chosen.setdefault(path, Choice(name, matcher.slices, raw=raw))
+            choice.raw = choice.raw or raw
             if bool(choice.slices) != bool(matcher.slices):
                 raise ConfigError(
                     "a module is targeted both whole and in slices",

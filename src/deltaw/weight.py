@@ -2,8 +2,8 @@
 
 Fused losses, tied heads written as ``x @ table.T`` and the like never call the layer whose weight they use, so a LoRA
 layer would be bypassed. A target that names the parameter, ``lm_head.weight``, makes the attribute read as a
-``LoRAWeight`` while an adapter is active, whoever reads it and wherever. It stands for W + scaling * L R and never forms
-that sum by itself; an operation it has no rule for raises by name, and ``dense()`` says when a copy is meant.
+``LoRAWeight`` while an adapter is active, whoever reads it and wherever. It stands for W + scaling * L R and never
+forms that sum by itself; an operation it has no rule for raises by name, and ``dense()`` says when a copy is meant.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class LoRAWeight:
     is_cuda = property(lambda self: self.base.is_cuda)
     is_nested = property(lambda self: False)
     T = property(lambda self: self.t())
-    mT = property(lambda self: self.t())  # noqa: N815
+    mT = property(lambda self: self.t())
 
     @property
     def requires_grad(self) -> bool:
@@ -160,6 +160,10 @@ class LoRAWeight:
     def to(self, *args: Any, **kwargs: Any) -> LoRAWeight:
         """Cast or move, as a tensor's ``to``.
 
+        Args:
+            *args: dtype, device or a tensor to be like.
+            **kwargs: as a tensor's ``to``.
+
         Returns:
             A weight.
         """
@@ -219,11 +223,11 @@ class LoRAWeight:
 
     def __matmul__(self, other: Tensor) -> Tensor:
         """W x + the terms' products, from the right."""
-        return _left(self, other)
+        return _matmul(self, other)
 
     def __rmatmul__(self, other: Tensor) -> Tensor:
         """x W + the terms' products."""
-        return _right(other, self)
+        return _matmul(other, self)
 
 
 def _cast(term: Term, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,7 +266,7 @@ def _linear(x: Tensor, weight: LoRAWeight, bias: Tensor | None = None) -> Tensor
     out = F.linear(x, weight.base, bias)
     for term in weight.terms:
         left, right = _cast(term, x)
-        out = out.add(F.linear(F.linear(x, right.t()), left).to(out.dtype), alpha=term.scaling)
+        out = out.add(F.linear(F.linear(x, right), left).to(out.dtype), alpha=term.scaling)
     return out
 
 
@@ -279,15 +283,17 @@ def _addmm(bias: Tensor, x: Any, weight: Any, *, beta: float = 1, alpha: float =
     return _matmul(x, weight).mul(alpha).add(bias, alpha=beta)
 
 
-LoRAWeight._RULES.update(
-    {
-        F.linear: _linear,
-        F.embedding: _embedding,
-        torch.addmm: _addmm,
-        torch.t: LoRAWeight.t,
-        torch.transpose: LoRAWeight.transpose,
-        torch.chunk: LoRAWeight.chunk,
-        torch.split: LoRAWeight.split,
-    }
-    | dict.fromkeys((torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__), _matmul)
-)
+_PRODUCTS: tuple[Any, ...] = (
+    torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__,
+)  # fmt: skip
+_OTHERS: dict[Any, Callable[..., Any]] = {
+    F.linear: _linear,
+    F.embedding: _embedding,
+    torch.addmm: _addmm,
+    torch.t: LoRAWeight.t,
+    torch.transpose: LoRAWeight.transpose,
+    torch.chunk: LoRAWeight.chunk,
+    torch.split: LoRAWeight.split,
+}
+LoRAWeight._RULES.update(_OTHERS)
+LoRAWeight._RULES.update(dict.fromkeys(_PRODUCTS, _matmul))

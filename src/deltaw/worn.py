@@ -133,14 +133,16 @@ class Adapters(nn.Module):
     Args:
         record: the model's record.
         path: the module's path.
+        raw: the weight's attribute is adapted instead of the forward.
     """
 
     _deltaw_container = True
 
-    def __init__(self, record: Record, path: str) -> None:
+    def __init__(self, record: Record, path: str, raw: bool = False) -> None:
         super().__init__()
         self.record = record
         self.path = path
+        self.raw = raw
         self.loaded: tuple[str, bool] = ("", False)
         self.register_load_state_dict_post_hook(_forgive)  # type: ignore[no-untyped-call]
 
@@ -155,13 +157,15 @@ class Adapters(nn.Module):
         self.loaded = (prefix, spoken)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def worn(self) -> list[tuple[nn.Module, float]]:
+    def worn(self) -> list[tuple[nn.Module, Any]]:
         """Active adapters that have something to say here.
 
         Returns:
             (adapter module, weight), in the order of the mix.
         """
         entries = self._modules
+        if torch.compiler.is_compiling():
+            return [(entries[name], weight) for name, weight in self.record.traced() if name in entries]  # type: ignore[misc]
         return [(entries[name], weight) for name, weight in self.record.current() if name in entries]  # type: ignore[misc]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,85 @@ def test_a_compiled_models_verbs_reach_the_model(tmp_path: Path) -> None:
     off = fast(IDS)
     dw.detach(fast)
     assert torch.equal(fast(IDS), off) and not torch.equal(on, off)
+
+
+def switching(net: nn.Module, choices: list[Any]) -> list[int]:
+    """Graphs compiled after each choice of what is active; None is the base alone."""
+    fast, graphs = compiled(net)
+    seen = []
+    for choice in choices:
+        with dw.disabled(net) if choice is None else dw.active(net, choice):
+            torch.testing.assert_close(fast(IDS), net(IDS))
+        seen.append(graphs.frame_count)
+    return seen
+
+
+def two() -> nn.Module:
+    net = Three()
+    for seed, name in enumerate("ab"):
+        builders.attach(net, name, rank=2, targets=["embed", "linear", "conv1d"])
+        builders.randomize(net, seed=seed, adapter=name)
+    return net
+
+
+def test_off_is_one_more_graph() -> None:
+    assert switching(two(), ["a", None] * 3) == [1, 2, 2, 2, 2, 2]
+
+
+def test_each_adapter_is_one_more_graph() -> None:
+    assert switching(two(), ["a", "b"] * 3) == [1, 2, 2, 2, 2, 2]
+
+
+def test_a_weight_is_a_tensor_of_the_graph() -> None:
+    assert switching(two(), [{"a": weight} for weight in (0.5, 0.25, 0.7, -1.0, 2.0)]) == [1, 1, 1, 1, 1]
+    assert switching(two(), [{"a": weight, "b": 1 - weight} for weight in (0.5, 0.25, 0.7)]) == [1, 1, 1]
+
+
+def test_lasting_choices_compile_once_each() -> None:
+    net = two()
+    fast, graphs = compiled(net)
+    seen = []
+    for choice in ("a", "b", None, {"a": 0.3}, {"a": 0.6}) * 2:
+        dw.activate(net, choice)
+        torch.testing.assert_close(fast(IDS), net(IDS))
+        seen.append(graphs.frame_count)
+    assert seen == [1, 2, 3, 4, 4, 4, 4, 4, 4, 4]
+
+
+def test_other_threads_keep_their_choice_when_compiled() -> None:
+    net = two()
+    dw.activate(net, "a")
+    fast, _ = compiled(net)
+    on, found = fast(IDS), []
+    with dw.disabled(net):
+        off = fast(IDS)
+        thread = threading.Thread(target=lambda: found.append(fast(IDS)))
+        thread.start()
+        thread.join()
+        with dw.active(net, "b"):
+            assert not torch.equal(fast(IDS), off)
+        assert torch.equal(fast(IDS), off)
+    assert torch.equal(found[0], on) and not torch.equal(on, off)
+
+
+def test_dropout_does_not_break_the_graph() -> None:
+    net = Three().train()
+    builders.attach(net, rank=2, targets=["conv1d"], dropout=0.5)
+    builders.randomize(net)
+    fast, graphs = compiled(net)
+    outs = [fast(IDS) for _ in range(3)]
+    outs[0].sum().backward()
+    assert graphs.frame_count == 1 and not torch.equal(outs[0], outs[1]) and dw.check(fast).ok
+    draws = torch.stack([fast(IDS).detach() for _ in range(2000)]).mean(0)
+    torch.testing.assert_close(draws, net.eval()(IDS).detach(), rtol=0.1, atol=0.15)
+
+
+@pytest.mark.parametrize("variant", [("dora",), ("lora_fa",), ("lora_bias",), ("vera",), ("dora", "lora_bias")])
+def test_variants_compile_to_one_graph(variant: tuple[str, ...]) -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    builders.attach(net, rank=2, targets=["0", "2"], variant=variant)
+    fast, graphs = compiled(net)
+    for _ in range(2):
+        torch.testing.assert_close(fast(torch.ones(3, 6)), net(torch.ones(3, 6)))
+        fast(torch.ones(3, 6)).sum().backward()
+    assert graphs.frame_count == 1 and dw.check(fast).judged

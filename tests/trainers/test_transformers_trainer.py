@@ -177,3 +177,18 @@ def test_a_base_trained_by_hand_is_not_lost(tmp_path: Path) -> None:
     made, _ = trainer(net, tmp_path, save_strategy="steps", save_steps=1)
     with pytest.raises(StateError, match="parameter of the base is being trained"):
         made.train()
+
+
+def test_a_compiled_run_saves_and_resumes(tmp_path: Path) -> None:
+    settings = {
+        "torch_compile": True, "torch_compile_backend": "aot_eager", "save_strategy": "steps", "save_steps": 3,
+        "train_sampling_strategy": "sequential",
+    }  # fmt: skip
+    plain, net, parted = loops.model(), loops.model(), loops.model()
+    made, losses = trainer(net, tmp_path, **settings)
+    made.train()
+    assert losses.train == pytest.approx(loops.plain_loop(plain, loops.batches(loops.rows()), clip=1.0), rel=1e-5)
+    made, _ = trainer(parted, tmp_path, **settings)
+    made.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    loops.assert_same(loops.adapter(parted), loops.adapter(net))
+    assert dw.load(builders.llama(), tmp_path / "checkpoint-6").applied == 4

@@ -160,6 +160,7 @@ ATTENTION = Kind(
     parameter="in_proj_weight",
     bias="in_proj_bias",
     droppable=False,
+    readable=False,
     forward=_forward,
     parts=("out_proj",),
 )

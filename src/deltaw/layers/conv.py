@@ -82,5 +82,6 @@ CONV = Kind(
     pack=_pack,
     unpack=_unpack,
     sliceable=False,
+    readable=False,
     spectral=False,
 )

@@ -77,6 +77,7 @@ class Kind:
         droppable: dropout on the input makes sense.
         sliceable: output features may be adapted in parts.
         lookup: the input is token ids, and A starts at zero instead of B.
+        readable: the weight has two axes, and others may read it themselves.
         spectral: initializations that start from the weight or from data apply.
         bounded: (module, rows) -> rows, a constraint the base puts on its looked-up weights, or None.
         plain: (module, input) -> the base's output under that constraint, without writing to the weight; None where
@@ -106,6 +107,7 @@ class Kind:
     droppable: bool = True
     sliceable: bool = True
     lookup: bool = False
+    readable: bool = True
     spectral: bool = True
     bounded: Callable[[Any, Tensor], Tensor] | None = None
     plain: Callable[[Any, Tensor], Tensor | None] | None = None
