@@ -209,4 +209,5 @@ def logits(model: nn.Module, tokens: Tensor) -> Tensor:
 
 
 def attach(model: nn.Module, name: str = "default", **config: Any) -> dw.AttachReport:
-    return dw.attach(model, dw.LoRAConfig(**config), name)
+    data = {key: config.pop(key) for key in ("batches", "loss") if key in config}
+    return dw.attach(model, dw.LoRAConfig(**config), name, **data)

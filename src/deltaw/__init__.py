@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from deltaw.checkpoint import LoadReport, SaveReport, load, save
     from deltaw.config import LoRAConfig
     from deltaw.errors import DeltawError
+    from deltaw.gather import eva_ranks
     from deltaw.merge import MergeReport, UnmergeReport, merge, unmerge
+    from deltaw.optim import param_groups
     from deltaw.sites import Plan, Site
     from deltaw.targets import plan
 
@@ -64,9 +66,11 @@ _HOME = {
     "disabled": "attach",
     "draws": "attach",
     "extract": "algebra",
+    "eva_ranks": "gather",
     "freeze": "attach",
     "load": "checkpoint",
     "merge": "merge",
+    "param_groups": "optim",
     "plan": "targets",
     "save": "checkpoint",
     "set_draws": "attach",
@@ -101,10 +105,12 @@ __all__ = [
     "detach",
     "disabled",
     "draws",
+    "eva_ranks",
     "extract",
     "freeze",
     "load",
     "merge",
+    "param_groups",
     "plan",
     "save",
     "set_draws",

@@ -36,9 +36,20 @@ class Sketch:
 
     def __init__(self, directions: int) -> None:
         self.directions = directions
-        self.values = torch.empty(0)
-        self.vectors = torch.empty(0, 0)
+        # more are carried along than asked for, since what is cut off in between is lost
+        self._carried = 2 * directions + 8
+        self._values, self._vectors = torch.empty(0), torch.empty(0, 0)
         self.total = 0.0
+
+    @property
+    def values(self) -> Tensor:
+        """Singular values of the rows so far, descending."""
+        return self._values[: self.directions]
+
+    @property
+    def vectors(self) -> Tensor:
+        """Right singular vectors of the rows so far, shape (directions, K)."""
+        return self._vectors[: self.directions]
 
     def update(self, rows: Tensor) -> None:
         """Take in more rows.
@@ -48,12 +59,12 @@ class Sketch:
         """
         rows = rows.detach().to("cpu", torch.float32)
         self.total += float(rows.double().square().sum())
-        stacked = torch.cat([self.values[:, None] * self.vectors, rows]) if len(self.values) else rows
+        stacked = torch.cat([self._values[:, None] * self._vectors, rows]) if len(self._values) else rows
         if len(stacked) > stacked.shape[1]:
             # the triangle of a QR decomposition has the same right singular vectors and is small
             stacked = torch.linalg.qr(stacked, mode="r").R
         _, S, Vh = torch.linalg.svd(stacked, full_matrices=False)
-        self.values, self.vectors = S[: self.directions], Vh[: self.directions]
+        self._values, self._vectors = S[: self._carried], Vh[: self._carried]
 
 
 def gather(
