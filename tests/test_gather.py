@@ -127,3 +127,27 @@ def test_a_run_that_fails_leaves_no_hook(monkeypatch: pytest.MonkeyPatch) -> Non
         builders.attach(model, init="eva", rank=2, targets="first", batches=[{"wrong": 1}])
     assert not model.first._forward_pre_hooks and model.training and not dw.attached(model)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_slices_take_their_rows_of_the_gradient() -> None:
+    model = nn.ModuleDict({"c_attn": nn.Linear(6, 12)})
+    model.forward = lambda x: model["c_attn"](x)
+    x = torch.randn(9, 6, generator=G)
+    loss = lambda out: (out * torch.arange(12.0)).sum()  # noqa: E731
+    builders.attach(model, init="lora_ga", rank=1, targets=["c_attn[q,v]"], batches=[x], loss=loss)
+    gradient = torch.arange(12.0)[:, None] * x.sum(0)
+    _, _, Vh = torch.linalg.svd(gradient[8:], full_matrices=False)
+    lora_A = model["c_attn"].lora.default.v.lora_A.detach()
+    torch.testing.assert_close((lora_A / lora_A.norm()).abs(), Vh[:1].abs(), rtol=1e-3, atol=1e-4)
+    assert model["c_attn"].lora.default.q.lora_B.shape == (4, 1)
+
+
+def test_a_site_that_hears_nothing_is_named() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2, batch_first=True)})
+    model.forward = lambda x: model["attn"](x, x, x)[0]
+    x = torch.randn(2, 5, 8, generator=G)
+    with pytest.raises(ConfigError, match=r"attn\.out_proj"):
+        builders.attach(model, init="eva", rank=2, targets="attn", batches=[x])
+    builders.attach(model, init="eva", rank=2, targets="attn[q,v]", batches=[x])
+    assert model["attn"].lora.default.q.lora_A.any()

@@ -162,7 +162,17 @@ def _sketches(model: nn.Module, sites: Iterable[Site], batches: Iterable[Any], f
 
 
 def _inputs(model: nn.Module, made: Plan, batches: Iterable[Any], loss: Any) -> dict[str, Tensor]:
-    return {path: sketch.vectors for path, sketch in _sketches(model, made.sites, batches).items()}
+    sketches = _sketches(model, made.sites, batches)
+    deaf = [path for path, sketch in sketches.items() if not len(sketch.values)]
+    if deaf:
+        raise ConfigError(
+            "no input reached this site",
+            where=f"init={made.config.init!r}, module '{deaf[0]}'",
+            got=f"{len(deaf)} sites that the batches never called",
+            expected="batches that run every site",
+            hint="its parent reads its weight itself, or the batches skip it; exclude it, or use init='kaiming'.",
+        )
+    return {path: sketch.vectors for path, sketch in sketches.items()}
 
 
 def _gradients(model: nn.Module, made: Plan, batches: Iterable[Any], loss: Any) -> dict[str, Tensor]:

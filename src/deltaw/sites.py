@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.config import LoRAConfig
-from deltaw.initialize import Request
+from deltaw.initialize import INITIALIZATIONS, Request
 from deltaw.layers.kind import Kind
 from deltaw.layers.slices import Ranges
 from deltaw.reports import count, table
@@ -165,9 +165,14 @@ def request_for(site: Site, part: Part, init: str, seed: int, data: Tensor | Non
     kind, module = site.kind, site.module
     stored = kind.shapes(module, part.rank, site.in_features, part.out_features)
 
+    def rows() -> Tensor | None:
+        return torch.cat([torch.arange(start, stop) for start, stop in part.rows]) if part.rows else None
+
     def weight() -> Tensor:
-        index = torch.cat([torch.arange(start, stop) for start, stop in part.rows]) if part.rows else None
-        return BaseView(kind, module, index).matrix()
+        return BaseView(kind, module, rows()).matrix()
+
+    if data is not None and part.rows and INITIALIZATIONS[init].needs == "gradient":
+        data = data.index_select(0, rows().to(data.device))  # type: ignore[union-attr]
 
     return Request(
         in_features=torch.Size(stored[0][1:]).numel(),
