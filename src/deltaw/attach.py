@@ -5,7 +5,7 @@ Merging is in ``merge``. No verb here writes to a base weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +19,8 @@ from deltaw.gather import gather
 from deltaw.layer import container_of, is_lora, refuse_shadowed, take_off
 from deltaw.place import place, touched
 from deltaw.pretrained import stand_down, stand_in
-from deltaw.record import RECORD, Record, Worn, find_record, record_of
-from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order, refuse_two_ways
+from deltaw.record import RECORD, Record, Route, Worn, find_record, record_of
+from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order, refuse_route, refuse_two_ways
 from deltaw.reports import count
 from deltaw.sites import Plan, Site
 from deltaw.targets import plan
@@ -28,7 +28,7 @@ from deltaw.tree import require_model
 
 __all__ = [
     "AttachReport", "DetachReport", "activate", "active", "attach", "attach_plan", "attached", "detach", "disabled",
-    "draws", "freeze", "set_draws", "trainable", "unfreeze",
+    "draws", "freeze", "route", "set_draws", "trainable", "unfreeze",
 ]  # fmt: skip
 
 
@@ -317,6 +317,32 @@ def disabled(model: nn.Module) -> Iterator[None]:
     record = record_of(model, "disable adapters")
     record.require_unmerged("disable adapters")
     with record.override(()):
+        yield
+
+
+@contextmanager
+def route(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
+    """Use one adapter for each row of a batch inside a ``with`` block; other threads keep theirs.
+
+    The batch is the first axis of every adapted layer's input. Rows named None get the base alone. Adapters may differ
+    in rank, targets and variant, and may be trained so.
+
+    Args:
+        model: an attached model.
+        names: the adapter of each row.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        StateError: if a name is unknown, the model is merged, or an adapter is worn by a layer that cannot be routed.
+    """
+    record = record_of(model, "route a batch")
+    record.require_unmerged("route a batch")
+    for name in dict.fromkeys(names):
+        record.resolve(name)
+    refuse_route(record, names)
+    with record.override(Route(names)):
         yield
 
 

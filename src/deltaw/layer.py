@@ -23,7 +23,7 @@ from deltaw.layers import KINDS, Kind, kind_of
 from deltaw.layers.bias import add_bias
 from deltaw.layers.readers import READERS, reader_of
 from deltaw.layers.readers import Reader as ReaderKind
-from deltaw.record import Record
+from deltaw.record import Record, Route
 from deltaw.sites import BaseView
 from deltaw.tokens import TokenRows, look_up, read_out
 from deltaw.tree import CONTAINER
@@ -91,13 +91,55 @@ def _besides(module: nn.Module, out: Tensor, x: Tensor, tokens: TokenRows) -> Te
     return look_up(out, x, tokens, module.padding_idx, module.scale_grad_by_freq, scale)
 
 
+def _terms(module: nn.Module, kind: Kind | None, worn: list[tuple[Any, Any]], out: Tensor, x: Tensor) -> Tensor:
+    """An output with everything that the active adapters have to say."""
+    container: Any = module._modules[CONTAINER]
+    for entry, weight in worn:
+        if isinstance(entry, Reader):
+            continue
+        if entry.tokens is not None:
+            out = _besides(module, out, x, entry.tokens)
+        if kind is not None and not container.raw and hasattr(entry, "parts"):
+            term_input = entry.dropped(x)
+            for pair in entry.parts():
+                out = _add(module, kind, out, term_input, pair, weight)
+        if entry.bias is not None:
+            out = add_bias(module, out, entry.bias)
+    return kind.bounded(module, out) if kind is not None and kind.bounded is not None else out
+
+
+def _routed(module: nn.Module, kind: Kind | None, route: Route, out: Tensor, x: Tensor, args: Any) -> Tensor:
+    """An output whose rows belong to different adapters; rows of the base alone stay as they are."""
+    container: Any = module._modules[CONTAINER]
+    if x.shape[0] != route.length or out.shape[0] != route.length:
+        raise StateError(
+            "the batch does not have one row for each entry of the route",
+            where=f"module '{container.path}'",
+            got=f"{x.shape[0]} rows",
+            expected=f"{route.length}, the first axis of every input",
+            hint="give route as many names as the batch has rows, and keep the batch on the first axis.",
+        )
+    for name, _ in route:
+        entry = container._modules.get(name)
+        if entry is None or isinstance(entry, Reader):
+            continue
+        rows = route.rows_of(name, out.device)
+        if isinstance(entry, FullCopy):
+            own = entry.module(*(a.index_select(0, rows) if isinstance(a, Tensor) else a for a in args))
+        else:
+            own = _terms(module, kind, [(entry, 1.0)], out.index_select(0, rows), x.index_select(0, rows))
+        out = out.index_copy(0, rows, own.to(out.dtype))
+    return out
+
+
 def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, args: Any, kwargs: Any) -> Any:
     """The forward of every LoRA layer."""
     container: Any = module._modules[CONTAINER]
     worn = container.worn()
     if not worn:
         return base(module, *args, **kwargs)
-    if isinstance(worn[0][0], FullCopy):
+    route = container.record.route()
+    if isinstance(worn[0][0], FullCopy) and route is None:
         return worn[0][0].module(*args, **kwargs)
     if kind is not None and kind.forward is not None:
         return kind.forward(module, _project(module, kind, worn), args, kwargs)
@@ -114,19 +156,9 @@ def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, arg
             expected="a tensor",
             hint="exclude this module.",
         )
-    entry: Any
-    for entry, weight in worn:
-        if isinstance(entry, Reader):
-            continue
-        if entry.tokens is not None:
-            out = _besides(module, out, x, entry.tokens)
-        if kind is not None and not container.raw and hasattr(entry, "parts"):
-            term_input = entry.dropped(x)
-            for pair in entry.parts():
-                out = _add(module, kind, out, term_input, pair, weight)
-        if entry.bias is not None:
-            out = add_bias(module, out, entry.bias)
-    return kind.bounded(module, out) if kind is not None and kind.bounded is not None else out
+    if route is not None:
+        return _routed(module, kind, route, out, x, args or tuple(kwargs.values()))
+    return _terms(module, kind, worn, out, x)
 
 
 def _read(module: nn.Module) -> Any:

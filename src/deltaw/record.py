@@ -7,7 +7,7 @@ mix, or an override in the current context; *trainable* is ``requires_grad`` and
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from deltaw.tree import base_modules, require_model
 if TYPE_CHECKING:
     from deltaw.keep import Kept
 
-__all__ = ["RECORD", "Mix", "Record", "Worn", "find_record", "record_of"]
+__all__ = ["RECORD", "Mix", "Record", "Route", "Worn", "find_record", "record_of"]
 
 Mix: TypeAlias = tuple[tuple[str, float], ...]
 """Active adapters and their weights; empty means the base alone."""
@@ -33,6 +33,43 @@ RECORD = "_deltaw_record"
 # keyed by id(record): a copied model has a record of its own and is not touched by an override of the original
 _OVERRIDES: ContextVar[Mapping[int, _Override]] = ContextVar("deltaw_overrides", default=MappingProxyType({}))
 _COUNTING = threading.Lock()
+
+
+class Route(tuple[tuple[str, float], ...]):
+    """Which adapter each row of a batch belongs to; as a mix, the adapters that take part."""
+
+    length: int
+    _rows: dict[str, Tensor]
+
+    def __new__(cls, names: Sequence[str | None]) -> Route:
+        """Group the rows by adapter.
+
+        Args:
+            names: a name for each row, None for the base alone.
+
+        Returns:
+            The route.
+        """
+        present = dict.fromkeys(name for name in names if name is not None)
+        route = super().__new__(cls, ((name, 1.0) for name in present))
+        route.length = len(names)
+        route._rows = {name: torch.tensor([i for i, n in enumerate(names) if n == name]) for name in present}
+        return route
+
+    def rows_of(self, name: str, device: torch.device) -> Tensor:
+        """Rows of one adapter.
+
+        Args:
+            name: the adapter.
+            device: where they are needed.
+
+        Returns:
+            int64 indices.
+        """
+        rows = self._rows[name]
+        if rows.device != device:
+            self._rows[name] = rows = rows.to(device)
+        return rows
 
 
 Traced: TypeAlias = tuple[tuple[str, "float | Tensor"], ...]
@@ -45,6 +82,7 @@ class _Here(threading.local):
     def __init__(self) -> None:
         # runs once in every thread; an attribute of the class would not be guarded by compiled graphs
         self.traced: Traced | None = None
+        self.slots: Slots | None = None
 
     def __reduce__(self) -> tuple[type[_Here], tuple[()]]:
         """A copy starts without an override, as a new thread does."""
@@ -53,6 +91,16 @@ class _Here(threading.local):
 
 def _traced(mix: Mix) -> Traced:
     return tuple((name, 1.0 if weight == 1.0 else torch.tensor(weight)) for name, weight in mix)
+
+
+Slots: TypeAlias = tuple[tuple[Tensor, Tensor], ...]
+"""A mix as a compiled graph for inference reads it: (place among the attached adapters, weight), both as tensors, so
+that choosing another adapter compiles nothing."""
+
+
+def _slots(mix: Mix, names: Iterable[str]) -> Slots:
+    places = {name: place for place, name in enumerate(names)}
+    return tuple((torch.tensor([places.get(name, 0)]), torch.tensor(weight)) for name, weight in mix)
 
 
 @dataclass(eq=False)
@@ -112,6 +160,7 @@ class Record:
         object.__setattr__(self, name, value)
         if name == "mix":
             object.__setattr__(self, "lasting", _traced(value))
+            object.__setattr__(self, "lasting_slots", _slots(value, self.__dict__.get("adapters", ())))
 
     def traced(self) -> Traced:
         """The mix in force for the compiled graph that is being traced or guarded.
@@ -121,6 +170,26 @@ class Record:
         """
         lasting: Traced = self.__dict__["lasting"]
         return lasting if self.here.traced is None else self.here.traced
+
+    def slots(self) -> Slots:
+        """The mix in force for a compiled graph that only infers.
+
+        Returns:
+            Places among the attached adapters, and weights.
+        """
+        lasting: Slots = self.__dict__["lasting_slots"]
+        return lasting if self.here.slots is None else self.here.slots
+
+    def route(self) -> Route | None:
+        """The route in force here, if it is one.
+
+        Returns:
+            The route, or None where the whole batch has one choice.
+        """
+        if not self.overrides or torch.compiler.is_compiling():
+            return None
+        mix = self.current()
+        return mix if isinstance(mix, Route) else None
 
     def current(self) -> Mix:
         """The mix in force here: the context's override, or the lasting one.
@@ -148,14 +217,15 @@ class Record:
         present = _OVERRIDES.get()
         here = _Override(mix, present.get(id(self)))
         token = _OVERRIDES.set({**present, id(self): here})
-        outer, self.here.traced = self.here.traced, _traced(mix)
+        outer = self.here.traced, self.here.slots
+        self.here.traced, self.here.slots = _traced(mix), _slots(mix, self.adapters)
         with _COUNTING:
             self.overrides += 1
         try:
             yield
         finally:
             here.open = False
-            self.here.traced = outer
+            self.here.traced, self.here.slots = outer
             with _COUNTING:
                 self.overrides -= 1
             _OVERRIDES.reset(token)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from torch import nn
 
 from deltaw.errors import ModelError, StateError
 from deltaw.layer import container_of, device_of, is_lora
+from deltaw.layers import kind_of
 from deltaw.record import Record
 from deltaw.sites import Plan
 from deltaw.tree import base_modules
 from deltaw.worn import Adapters
 
-__all__ = ["is_sharded", "refuse_foreign", "refuse_meta", "refuse_name", "refuse_order", "refuse_two_ways"]
+__all__ = [
+    "is_sharded",
+    "refuse_foreign",
+    "refuse_meta",
+    "refuse_name",
+    "refuse_order",
+    "refuse_route",
+    "refuse_two_ways",
+]
 
 
 def refuse_name(record: Record | None, name: str) -> None:
@@ -114,6 +124,36 @@ def refuse_foreign(model: nn.Module, record: Record | None) -> None:
                 expected="one model for all verbs",
                 hint="attach to the same model object as before, or detach there first.",
             )
+
+
+def refuse_route(record: Record, names: Sequence[str | None]) -> None:
+    """Refuse to route what has no rows of a batch to tell apart: attention's own forward, weights that others read.
+
+    Args:
+        record: the model's record.
+        names: the adapter of each row.
+
+    Raises:
+        StateError: naming the module, or where there is no row at all.
+    """
+    wanted = {name for name in names if name is not None}
+    found = None if names else ("", "no row", "a name for each row of the batch")
+    for path, module in record.modules.items():
+        container, kind = container_of(module), kind_of(module)
+        if not wanted & set(container._modules):
+            continue
+        if kind is not None and kind.forward is not None:
+            found = (path, kind.name, "layers whose batch is the first axis")
+        elif container.raw:
+            found = (path, "a weight that others read", "layers that are called")
+    if found is not None:
+        raise StateError(
+            "this cannot be routed by rows",
+            where=f"module '{found[0]}'" if found[0] else "route(model, [])",
+            got=found[1],
+            expected=found[2],
+            hint="run each adapter's rows by themselves, with active(model, name)." if found[0] else "name every row.",
+        )
 
 
 def refuse_two_ways(made: Plan) -> None:

@@ -15,14 +15,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deltaw.factors import Pair, SiteLoRA
+from deltaw.factors import Pair, SiteLoRA, WholeLoRA
 from deltaw.record import RECORD, Record
+from deltaw.sites import Part
 from deltaw.tokens import TokenRows
 from deltaw.tree import CONTAINER
 
-__all__ = ["Adapters", "Beside", "FullCopy", "Reader", "Twin", "note_load", "trained_bias"]
+__all__ = ["Adapters", "Beside", "FullCopy", "Reader", "Slot", "Twin", "note_load", "trained_bias"]
 
 
 _OTHER = {"lora_A": "lora_B", "lora_B": "lora_A", "start_A": "start_B", "start_B": "start_A"}
@@ -157,6 +159,18 @@ class Adapters(nn.Module):
         self.loaded = (prefix, spoken)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
+    def _alike(self) -> bool:
+        """Whether every adapter here is one plain update of a whole weight, so that they stack."""
+        return all(
+            isinstance(entry, WholeLoRA)
+            and entry.part.variant == ("lora",)
+            and not entry.part.subtract
+            and entry.lora_A.dim() == 2
+            and entry.tokens is None
+            and entry.bias is None
+            for entry in self._modules.values()
+        )
+
     def worn(self) -> list[tuple[nn.Module, Any]]:
         """Active adapters that have something to say here.
 
@@ -165,8 +179,69 @@ class Adapters(nn.Module):
         """
         entries = self._modules
         if torch.compiler.is_compiling():
+            if not torch.is_grad_enabled() and not self.training and self._alike():
+                names = list(self.record.adapters)
+                return [(Slot(self, names, place), weight) for place, weight in self.record.slots()]
             return [(entries[name], weight) for name, weight in self.record.traced() if name in entries]  # type: ignore[misc]
         return [(entries[name], weight) for name, weight in self.record.current() if name in entries]  # type: ignore[misc]
+
+
+class Slot:
+    """Whichever of the attached adapters a tensor names, for compiled graphs that only infer.
+
+    All adapters of the module are stacked, shorter ranks padded with zeros, and one is taken out by its place; those
+    that leave the module alone are zeros.
+
+    Args:
+        container: the module's adapters.
+        names: attached adapters, in order.
+        place: which one, shape (1,).
+    """
+
+    tokens = None
+    bias = None
+
+    def __init__(self, container: Adapters, names: list[str], place: Tensor) -> None:
+        self.container, self.names, self.place = container, names, place
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """The input: nothing is dropped in inference.
+
+        Args:
+            x: input of the layer.
+
+        Returns:
+            ``x``.
+        """
+        return x
+
+    def parts(self) -> Iterator[Pair]:
+        """The one update, its scaling in B.
+
+        Yields:
+            The pair.
+        """
+        entries: list[Any] = [self.container._modules.get(name) for name in self.names]
+        known = [entry for entry in entries if entry is not None]
+        rank = max(entry.part.rank for entry in known)
+        first, place = known[0], self.place.to(known[0].lora_A.device)
+        zeros = first.lora_A.new_zeros(rank, first.lora_A.shape[1]), first.lora_B.new_zeros(len(first.lora_B), rank)
+        stacks: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for entry in entries:
+            if entry is None:
+                pair = zeros
+            else:
+                missing = rank - entry.part.rank
+                wide = F.pad(entry.lora_A, (0, 0, 0, missing)), F.pad(entry.lora_B, (0, missing))
+                pair = (wide[0], wide[1] * entry.part.scaling)
+            stacks[0].append(pair[0])
+            stacks[1].append(pair[1])
+        chosen = [torch.stack(stack).index_select(0, place).squeeze(0) for stack in stacks]
+        yield Pair(_ALONE, {"lora_A": chosen[0], "lora_B": chosen[1]}, None)
+
+
+_ALONE = Part(name="", rank=1, alpha=1.0, scaling=1.0, out_features=1)
+"""What a slot says of itself: nothing but the plain update, its scaling in B."""
 
 
 def note_load(
