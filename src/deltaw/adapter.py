@@ -292,6 +292,19 @@ class Adapter:
 
         return resize(self, rank=rank, energy=energy, budget=budget).adapter
 
+    def portable(self) -> Adapter:
+        """The same updates for readers that know ``r`` and ``lora_alpha`` alone; see ``algebra.portable``.
+
+        Returns:
+            An adapter with one rank and a scaling of 1.
+
+        Raises:
+            CheckpointError: if it holds more than plain updates.
+        """
+        from deltaw.algebra.portable import portable
+
+        return portable(self)
+
     def similarity(self, other: Adapter, *, allow_other_base: bool = False) -> Similarity:
         """How two adapters relate: cosine of their updates, and how far their subspaces overlap.
 

@@ -171,7 +171,7 @@ class Adapters(nn.Module):
             for entry in self._modules.values()
         )
 
-    def worn(self) -> list[tuple[nn.Module, Any]]:
+    def worn(self) -> list[tuple[Any, Any]]:
         """Active adapters that have something to say here.
 
         Returns:
@@ -182,8 +182,8 @@ class Adapters(nn.Module):
             if not torch.is_grad_enabled() and not self.training and self._alike():
                 names = list(self.record.adapters)
                 return [(Slot(self, names, place), weight) for place, weight in self.record.slots()]
-            return [(entries[name], weight) for name, weight in self.record.traced() if name in entries]  # type: ignore[misc]
-        return [(entries[name], weight) for name, weight in self.record.current() if name in entries]  # type: ignore[misc]
+            return [(entries[name], weight) for name, weight in self.record.traced() if name in entries]
+        return [(entries[name], weight) for name, weight in self.record.current() if name in entries]
 
 
 class Slot:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from rows import bits, case, near, row, told
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import deltaw as dw
+
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-EXPERTS = "expert stacks"
 row("F1", "files written by PEFT load here: same logits", "1e-6", only="deltaw", slow=True)
 row("F2", "files written here load in PEFT with no warning that PEFT's own do not cause: same logits", "1e-6",
     only="deltaw", slow=True)  # fmt: skip
@@ -30,10 +32,10 @@ row("F3", "the same keys and shapes as PEFT writes", "exact", only="deltaw", slo
     later={"deltaw": "target_parameters"})  # fmt: skip
 row("F4", "two runs in two processes write the same bytes", "exact", slow=True)
 row("F5", "PEFT's .bin files load; unknown configuration keys are reported", "-", slow=True)
-row("F6", "expert layouts of PEFT 0.18 and of 0.19 or newer load, or are refused", "1e-6",
-    later={"deltaw": EXPERTS, "PEFT 0.21.2": "not run: expert stacks"})  # fmt: skip
-row("F7", "a portable export, read by a reader that knows r and lora_alpha alone: same update", "1e-5",
-    only="deltaw", later={"deltaw": "an export for other readers"})  # fmt: skip
+row(
+    "F6", "expert layouts of PEFT 0.18 and of 0.19 or newer load, or are refused", "1e-6", refusable=True, only="deltaw"
+)
+row("F7", "a portable export, read by a reader that knows r and lora_alpha alone: same update", "1e-5", only="deltaw")
 row("L1", "a tensor in the file that fits nothing is reported", "-")
 row("L2", "an adapter's parameter without a tensor is reported, wherever files are loaded", "-")
 row("L3", "values and the documented dtype survive a round trip; tensors are on their layer's device", "exact")
@@ -44,6 +46,39 @@ def logits(directory: Path) -> Tensor:
     found: Tensor = torch.load(directory / LOGITS)
     (directory / LOGITS).unlink()
     return found
+
+
+@case("F6", ("0.18", "0.19"))
+def expert_layouts(driver: type[Driver], directory: Path, version: str) -> None:
+    """Stacks of 2 experts of 8 -> 6, whose halves lie one way round or the other; nothing but the version tells."""
+    n_in, n_out = (6, 8) if version == "0.18" else (8, 6)
+    stem = "base_model.model.one."
+    tensors = {f"{stem}lora_A.weight": torch.ones(4, n_in), f"{stem}lora_B.weight": torch.ones(n_out, 4)}
+    save_file(tensors, directory / WEIGHTS, {"format": "pt"})
+    raw = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": None, "target_parameters": ["one.weight"],
+           "peft_version": f"{version}.0"}  # fmt: skip
+    (directory / CONFIG).write_text(json.dumps(raw))
+    model = driver(made(Mlp))
+    model.load(directory)
+    raise AssertionError("an expert layout was taken for a linear layer's")
+
+
+@case("F7", ("plain", "rank-stabilized", "patterns"))
+@torch.no_grad()
+def portable_export(driver: type[Driver], directory: Path, name: str) -> None:
+    changes: dict[str, Any] = {"stabilized": name == "rank-stabilized"}
+    if name == "patterns":
+        changes |= {"rank_pattern": {"two": 5}, "alpha_pattern": {"one": 3.0}, "rank": 3}
+    model = worn(driver, replace(LAYERS["linear"], spec=LAYERS["linear"].spec.but(**changes)))
+    model.save(directory / "own")
+    dw.Adapter.open(directory / "own").portable().save(directory / "portable")
+    raw = json.loads((directory / "portable" / CONFIG).read_text())
+    tensors = load_file(directory / "portable" / WEIGHTS)
+    for key, lora_A in tensors.items():
+        if key.endswith(".lora_A.weight"):
+            stem = key.removesuffix(".lora_A.weight")
+            read = raw["lora_alpha"] / raw["r"] * tensors[stem + ".lora_B.weight"] @ lora_A
+            near(read, model.delta(stem.removeprefix("base_model.model.")), 1e-5)
 
 
 @case("F1", FEATURES)

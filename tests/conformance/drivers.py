@@ -132,7 +132,8 @@ class Deltaw:
         return self.base
 
     def forward_mixed(self, x: Tensor, names: Sequence[str | None]) -> Tensor:
-        raise Later("one adapter for each row of a batch")
+        with dw.route(self.base, names):
+            return self.run(x)
 
     def value(self, name: str) -> dw.Adapter:
         with tempfile.TemporaryDirectory() as directory:

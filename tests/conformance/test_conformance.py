@@ -35,6 +35,5 @@ def test_the_page_has_every_row() -> None:
 
 
 def test_no_row_fails_but_those_known() -> None:
-    """A failing row is shown as such; a new one is a regression."""
-    known = {"P3"}
-    assert {id for id, (status, _) in SAID.items() if status.startswith("fails")} == known
+    """A failing row would be shown as such; today there is none."""
+    assert not {id for id, (status, _) in SAID.items() if status.startswith("fails")}

@@ -260,3 +260,19 @@ def test_variants_compile_to_one_graph(variant: tuple[str, ...]) -> None:
         torch.testing.assert_close(fast(torch.ones(3, 6)), net(torch.ones(3, 6)))
         fast(torch.ones(3, 6)).sum().backward()
     assert graphs.frame_count == 1 and dw.check(fast).judged
+
+
+@torch.no_grad()
+def test_inference_has_one_graph_for_every_adapter_and_one_without() -> None:
+    """Which adapter is a tensor of the graph; ranks, scalings and missing sites differ here."""
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    builders.attach(net, "a", rank=2, targets=["0", "2"])
+    builders.attach(net, "b", rank=3, alpha=5.0, targets=["0"])
+    builders.randomize(net)
+    fast, graphs = compiled(net)
+    x, seen = torch.linspace(-1, 1, 18).view(3, 6), []
+    for choice in ("a", "b", {"a": 0.5}, {"b": -2.0}, None, "a", None, "b"):
+        dw.activate(net, choice)
+        torch.testing.assert_close(fast(x), net(x))
+        seen.append(graphs.frame_count)
+    assert seen == [1, 1, 1, 1, 2, 2, 2, 2]
