@@ -31,6 +31,11 @@ torch_done = time.process_time()
 import deltaw.attach, deltaw.merge, deltaw.checkpoint, deltaw.check
 print(own - start, torch_done - own, time.process_time() - torch_done)
 """
+ENVIRONMENT = {
+    # modules load from bytecode, as installed ones do; the warm-ups write it
+    **{name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},
+    "OMP_NUM_THREADS": "1",
+}
 LAYERS = 32
 """Times seven linears: the shape of Llama 2 7B."""
 
@@ -49,9 +54,7 @@ def alternating(measures: dict[str, Callable[[], float]]) -> dict[str, float]:
 def child(command: list[str]) -> tuple[float, str]:
     """Wall time and output of a command."""
     start = time.perf_counter()
-    done = subprocess.run(
-        command, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
     return time.perf_counter() - start, done.stdout
 
 

@@ -272,3 +272,43 @@ def test_life_after_attach(layer: Layer, form: Form) -> None:
     dw.unfreeze(model, "default")
     assert {name.rpartition(".")[2] for name, _ in dw.trainable(model)} == set(form.trained)
     dw.merge(twin) if layer.bias in dict(layer.site(model).named_parameters()) or "bias_B" not in form.trained else None
+
+
+@pytest.mark.parametrize(("layer", "form"), PAIRS, ids=lambda v: v.name)
+def test_from_the_meta_device(layer: Layer, form: Form) -> None:
+    """Factors that need nothing of the weight are drawn when memory comes; the others are refused at once."""
+    model = layer.build().to("meta")
+    kwargs = config(layer, form)
+    if set(form.trained) & {"magnitude", "vera_b"} or form.config.get("init") in ("pissa", "olora", "pissa_fast"):
+        with pytest.raises(DeltawError, match="meta device has no values"):
+            builders.attach(model, **kwargs)
+        assert not dw.attached(model)
+        return
+    builders.attach(model, **kwargs)
+    model.to_empty(device="cpu")
+    straight = layer.build()
+    builders.attach(straight, **kwargs)
+    model.load_state_dict(layer.build().state_dict())
+    x = inputs(layer, torch.float32)
+    assert builders.bits(model) == builders.bits(straight)
+    assert torch.equal(layer.run(model, x), layer.run(straight, x))
+
+
+def _in_another_process(model: nn.Module, x: Tensor, queue: Any) -> None:
+    queue.put((model(x).detach().tolist(), dw.attached(model)))
+
+
+@pytest.mark.slow
+def test_a_spawned_process_gets_the_adapters() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
+    builders.attach(model, rank=2, variant=["dora", "lora_bias"])
+    perturb(model)
+    x = torch.ones(2, 8)
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_in_another_process, args=(model, x, queue))
+    process.start()
+    values, names = queue.get(timeout=120)
+    process.join()
+    torch.testing.assert_close(torch.tensor(values), model(x).detach())
+    assert names == ("default",)

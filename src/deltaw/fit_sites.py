@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from deltaw.adapter import Adapter
 from deltaw.errors import nearest
 from deltaw.functional import scaling_of
-from deltaw.keys import SHARED, TWICE, Contents
+from deltaw.initialize import Request
+from deltaw.keys import EXTRAS, SHARED, TWICE, Contents
 from deltaw.layers import Kind, kind_of
 from deltaw.layers.slices import Ranges
 from deltaw.peft_config import alpha_for, is_vera, stated_rank
@@ -21,6 +22,9 @@ from deltaw.tree import base_modules
 from deltaw.variants import VARIANTS, variant_of
 
 __all__ = ["SiteFitting"]
+
+_ANY = Request(in_features=1, out_features=1, rank=1, seed=0)
+"""A request of any size, to ask a variant for the names of its tensors."""
 
 
 class SiteFitting:
@@ -99,8 +103,7 @@ class SiteFitting:
 
     def _extras(self, path: str, width: int) -> dict[str, Tensor] | None:
         """What the file's variant keeps beside the factors: all of it, and nothing else."""
-        wanted = set(self.variant) & {"dora", "lora_bias"}
-        names = {{"dora": "magnitude", "lora_bias": "bias_B"}[name] for name in wanted}
+        names = set(EXTRAS) & variant_of(self.variant).shapes(_ANY).keys()
         found = self.contents.extras.get(path, {})
         for name in sorted(names ^ set(found)):
             self.problems.append(

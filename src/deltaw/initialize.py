@@ -25,7 +25,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Request:
     """What an initialization is asked for.
 
@@ -371,7 +371,7 @@ def lora_ga(request: Request) -> tuple[Tensor, Tensor]:
     return Vh[: request.rank] * size, U[:, request.rank : 2 * request.rank] * size
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Initialization:
     """One way to start.
 

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from torch import nn
 
 from deltaw.errors import ModelError, StateError
+from deltaw.initialize import INITIALIZATIONS
 from deltaw.layer import container_of, device_of, is_lora
 from deltaw.layers import kind_of
 from deltaw.record import Record
 from deltaw.sites import Plan
 from deltaw.tree import base_modules
+from deltaw.variants import variant_of
 from deltaw.worn import Adapters
 
 __all__ = [
@@ -187,11 +189,14 @@ def refuse_meta(made: Plan, loading: bool) -> None:
     Raises:
         ModelError: if a module is on the meta device and not merely offloaded.
     """
-    copied = [*made.copies, *made.biases, *(((s.path, s.module) for s in made.sites) if loading else ())]
+    update, init = variant_of(made.config.variant), INITIALIZATIONS[made.config.init]
+    reading = loading or update.reads or update.shared is not None or bool(init.needs)
+    copied = [*made.copies, *made.biases, *((rows.path, rows.module) for rows in made.tokens)]
+    copied += [(site.path, site.module) for site in made.sites] if reading else []
     for path, module in copied:
         if any(p.is_meta for p in module.parameters()) and device_of(module).type == "meta":
             raise ModelError(
-                "a module on the meta device has no values " + ("to load beside" if loading else "to copy"),
+                "a module on the meta device has no values " + ("to load beside" if loading else "to start from"),
                 where=f"module '{path}'",
                 got="meta",
                 expected="a materialized module",

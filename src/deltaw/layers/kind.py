@@ -50,7 +50,7 @@ def _as_is(module: Any, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]
     return lora_A, lora_B
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Kind:
     """One kind of adaptable module.
 

@@ -18,7 +18,7 @@ from deltaw.tree import CONTAINER
 __all__ = ["READERS", "Reader", "reader_of", "readers_above"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Reader:
     """One kind of module that reads its children.
 

@@ -72,7 +72,7 @@ def _plain_delta(tensors: Tensors, pair: tuple[Tensor, Tensor], scaling: float, 
     return delta_weight(*pair, scaling, weight.dtype, base.groups)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Variant:
     """A way to parametrize the update of one weight, or a trait that is added to one.
 
@@ -133,7 +133,9 @@ class Combined:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by names; a copy is the same object."""
-        return combine, (self.parts,)
+        from deltaw.variants import variant_of
+
+        return variant_of, (self.names,)
 
     def _one(self, hook: str, default: Any) -> Any:
         """The one variant's function for a hook, or the plain one."""
