@@ -21,6 +21,7 @@ from deltaw.disk import safetensors_bytes, write_files
 from deltaw.errors import CheckpointError, nearest
 from deltaw.functional import scaling_of
 from deltaw.keys import TWICE, Contents, read_keys
+from deltaw.notes import read_notes
 from deltaw.peft_config import alpha_for, from_peft
 from deltaw.read import CONFIG, WEIGHTS, read_config, read_tensors
 
@@ -118,11 +119,7 @@ class Adapter:
     @property
     def own(self) -> dict[str, Any]:
         """What deltaw wrote about the adapter into the metadata; empty for files of others."""
-        try:
-            found = json.loads(self.metadata.get(METADATA, "{}"))
-        except json.JSONDecodeError:
-            return {}
-        return found if isinstance(found, dict) else {}
+        return read_notes(self.metadata.get(METADATA), self.where)
 
     @property
     def config(self) -> LoRAConfig:

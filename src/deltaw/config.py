@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeAlias
 
 from torch import nn
 
+from deltaw.coerce import as_flag, as_layers, as_mapping, as_names, as_patterns, as_rows, as_seed
 from deltaw.errors import ConfigError, nearest
 
 __all__ = ["LoRAConfig", "Pattern"]
@@ -18,15 +18,19 @@ Pattern: TypeAlias = str | type[nn.Module] | Callable[[str, nn.Module], bool]
 
 _BIAS = ("none", "all", "lora_only")
 _TIES = ("refuse", "share", "separate")
-
-
-def _as_tuple(value: Any) -> tuple[Any, ...]:
-    """One pattern or several; a lone string is one pattern, not its letters."""
-    if value is None:
-        return ()
-    if isinstance(value, str | type) or callable(value):
-        return (value,)
-    return tuple(value)
+_LARGEST = 65536
+_FORMS: Mapping[str, Callable[[str, Any], Any]] = {
+    "targets": as_patterns,
+    "exclude": as_patterns,
+    "train_also": as_patterns,
+    "rank_stabilized": as_flag,
+    "layers": as_layers,
+    "rank_pattern": as_mapping,
+    "alpha_pattern": as_mapping,
+    "train_rows": as_rows,
+    "variant": as_names,
+    "seed": as_seed,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,23 +90,8 @@ class LoRAConfig:
 
     def __post_init__(self) -> None:
         """Normalize sequences to tuples, then validate."""
-        for name in ("targets", "exclude", "train_also"):
-            object.__setattr__(self, name, _as_tuple(getattr(self, name)))
-        object.__setattr__(self, "rank_pattern", dict(self.rank_pattern))
-        object.__setattr__(self, "alpha_pattern", dict(self.alpha_pattern))
-        object.__setattr__(self, "train_rows", {key: tuple(rows) for key, rows in dict(self.train_rows).items()})
-        names = self.variant.replace("+", ",").split(",") if isinstance(self.variant, str) else self.variant
-        object.__setattr__(self, "variant", tuple(name.strip() for name in names))
-        if self.layers is not None and not isinstance(self.layers, str):
-            object.__setattr__(self, "layers", (self.layers,) if isinstance(self.layers, int) else tuple(self.layers))
-            if not all(isinstance(index, int) and not isinstance(index, bool) for index in self.layers):
-                raise ConfigError(
-                    "a block index is a whole number",
-                    where="LoRAConfig.layers",
-                    got=repr(self.layers),
-                    expected="integers",
-                    hint='write integers, "0-3,7" or "last:4".',
-                )
+        for name, form in _FORMS.items():
+            object.__setattr__(self, name, form(name, getattr(self, name)))
         self._check_ranks()
         self._check_numbers()
         self._check_choice("bias", self.bias, _BIAS)
@@ -123,19 +112,19 @@ class LoRAConfig:
 
     def _check_ranks(self) -> None:
         for where, rank in (("rank", self.rank), *((f"rank_pattern[{k!r}]", v) for k, v in self.rank_pattern.items())):
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+            if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= _LARGEST:
                 raise ConfigError(
                     "a rank is a whole number",
                     where=f"LoRAConfig.{where}",
                     got=repr(rank),
-                    expected="an integer >= 0",
+                    expected=f"an integer from 0 to {_LARGEST}",
                     hint="common ranks are 4 to 64.",
                 )
 
     def _check_numbers(self) -> None:
         alphas = (("alpha", self.alpha), *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items()))
         for where, alpha in alphas:
-            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha == 0:
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < abs(alpha) < 1e38:
                 raise ConfigError(
                     "alpha must be a finite number other than zero",
                     where=f"LoRAConfig.{where}",

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from deltaw.layers import kind_of
 
-__all__ = ["differences", "fingerprint"]
+__all__ = ["SAMPLES", "differences", "fingerprint"]
 
-_SAMPLES = 8
+SAMPLES = 8
+"""Values sampled from each weight."""
 _SITES = 64
 _MANTISSA = {torch.bfloat16: 7, torch.float16: 10, torch.float32: 23, torch.float64: 52}
 
@@ -27,7 +28,7 @@ def _sample(weight: Tensor) -> list[float] | None:
     if type(weight) not in (Tensor, nn.Parameter) or weight.is_meta or weight.dtype not in _MANTISSA:
         return None
     flat = weight.detach().reshape(-1)
-    at = torch.linspace(0, flat.numel() - 1, _SAMPLES, dtype=torch.float64).round().long()
+    at = torch.linspace(0, flat.numel() - 1, SAMPLES, dtype=torch.float64).round().long()
     return [float(value) for value in flat[at.to(flat.device)].to(torch.float32)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from deltaw.patterns import Matcher, block_indices
 from deltaw.settle import Chosen, finish
 from deltaw.sites import Plan
 from deltaw.ties import storage_key
-from deltaw.tree import base_state
+from deltaw.tree import base_state, called_parts
 from deltaw.view import View
 
 __all__ = ["Fit", "fit"]
@@ -67,9 +67,13 @@ class _Fitting(SiteFitting):
         return storage_key(weights[0]) == storage_key(weights[1])
 
     def finite(self) -> None:
-        """Refuse NaN and infinity."""
+        """Refuse NaN and infinity, and updates that are no floating-point numbers."""
+        whole = {id(tensor) for tensor in (*self.contents.rest.values(), *self.contents.base.values())}
         for key, tensor in sorted(self.adapter.tensors.items()):
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not tensor.is_floating_point():
+                if id(tensor) not in whole:
+                    self.problems.append(f"'{key}' holds {tensor.dtype}, which no update is made of")
+            elif not bool(torch.isfinite(tensor.float()).all()):
                 self.problems.append(f"'{key}' holds NaN or infinity")
 
     def expected(self) -> None:
@@ -121,7 +125,7 @@ class _Fitting(SiteFitting):
             else:
                 groups.setdefault(owner, {})[name[len(owner) + 1 :]] = tensor
         for path, state in groups.items():
-            alone = set(state) == {"bias"} and mode == "all" and path not in self._saved_names()
+            alone = set(state) == {"bias"} and mode != "none" and path not in self._saved_names()
             if alone:
                 self._bias(path, state["bias"])
             elif path in self.own.get("along", ()) and self._is_base(path, state):
@@ -135,7 +139,24 @@ class _Fitting(SiteFitting):
     def _saved_names(self) -> set[str]:
         """Paths that ``modules_to_save`` reaches by PEFT's rule: a bare ending."""
         names = (*(self.raw.get("modules_to_save") or ()), *_HEADS.get(str(self.raw.get("task_type")), ()))
-        return {path for path in self.modules if path and names and path.endswith(names)}
+        return self._whole(names)
+
+    def _whole(self, names: tuple[str, ...]) -> set[str]:
+        found = [path for path in self.modules if path and names and path.endswith(names)]
+        return {part for path in found for part in called_parts(path, self.modules[path])}
+
+    def complete(self) -> None:
+        """What the configuration says is trained beside the updates must be in the file."""
+        named = self._whole(tuple(self.raw.get("modules_to_save") or ()))
+        outer = [path for path in named if not any(path.startswith(f"{other}.") for other in named)]
+        lacking = [path for path in outer if base_state(self.modules[path]) and not self._saved_whole(path)]
+        self.problems += [f"'{path}' is saved in full, but has no tensor in the file" for path in sorted(lacking)]
+        if self.raw.get("bias", "none") == "none":
+            return
+        for path in self.chosen:
+            own = self.modules[path]._parameters.get("bias")
+            if own is not None and path not in self.biases and path not in self.copies:
+                self.problems.append(f"'{path}' trains its bias, but has none in the file")
 
     def _owner(self, name: str) -> str | None:
         """The outermost module saved in full that holds a tensor, or the module whose own parameter it is."""
@@ -217,6 +238,8 @@ def _twins_of(work: _Fitting) -> str:
         pair, other = work.contents.factors.get(path), work.contents.factors.get(primary)
         if pair is None or other is None or set(pair) != {0, 1} or set(other) != {0, 1}:
             continue
+        if any(tensor.dim() != 2 for tensor in (*pair.values(), *other.values())):
+            continue
         kinds = [kind_of(work.modules[p]) for p in (path, primary) if p in work.modules]
         flipped = (
             len(kinds) == 2
@@ -244,12 +267,15 @@ def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -
     Raises:
         CheckpointError: with every problem, if anything does not fit.
     """
-    work = _Fitting(model, adapter, allow_other_base)
+    # arithmetic has no rules for one-byte floats, whose values fp32 holds exactly
+    wide = {k: t.float() if t.is_floating_point() and t.itemsize == 1 else t for k, t in adapter.tensors.items()}
+    work = _Fitting(model, replace(adapter, tensors=wide), allow_other_base)
     work.finite()
     work.sites()
     work.rows()
     work.expected()
     work.rest()
+    work.complete()
     work.base()
     ties = _twins_of(work)
     if not work.chosen and not work.copies and not work.biases and not work.tokens and not work.problems:

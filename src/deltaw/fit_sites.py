@@ -81,6 +81,8 @@ class SiteFitting:
         if lora_A.numel() == 0 and self.contents.factors[path][0].numel():
             self.problems.append(f"'{path}': A mixes the groups of a grouped convolution, so it has no update here")
             return
+        if not (lora_A.is_floating_point() and lora_B.is_floating_point()):
+            return  # told already
         if not rank or rank % kind.groups(module) or (tuple(lora_A.shape), tuple(lora_B.shape)) != fits:
             found = f"A {tuple(lora_A.shape)} and B {tuple(lora_B.shape)}"
             self.problems.append(f"'{path}': {found} do not fit a {n_in} -> {n_out} layer")

@@ -21,7 +21,7 @@ from deltaw.patterns import Matcher, block_indices, describe, suffixes
 from deltaw.settle import Choice, Chosen, finish
 from deltaw.sites import Part, Plan
 from deltaw.ties import storage_key
-from deltaw.tree import require_model
+from deltaw.tree import called_parts, require_model
 from deltaw.variants import variant_of
 from deltaw.view import View
 
@@ -280,7 +280,7 @@ def _copies(tree: View, config: LoRAConfig) -> list[str]:
         found = [path for path in tree.find(pattern) if path and any(True for _ in tree.modules[path].parameters())]
         if not found:
             raise _no_match(tree, pattern, "train_also")
-        paths += found
+        paths += [part for path in found for part in called_parts(path, tree.modules[path])]
     unique = sorted(set(paths), key=list(tree.modules).index)
     return [path for path in unique if not any(path.startswith(f"{other}.") for other in unique)]
 

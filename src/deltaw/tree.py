@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from deltaw.errors import ModelError
 
-__all__ = ["CONTAINER", "base_modules", "base_state", "parent_of", "require_model", "unwrap"]
+__all__ = ["CONTAINER", "base_modules", "base_state", "called_parts", "parent_of", "require_model", "unwrap"]
 
 CONTAINER = "lora"
 """Name of the child that holds a module's adapters."""
@@ -95,6 +95,29 @@ def base_state(module: nn.Module) -> dict[str, Tensor]:
     worn = module.named_modules(remove_duplicate=False)
     hidden = tuple(f"{path}." for path, part in worn if getattr(part, "_deltaw_container", False))
     return {key: value for key, value in module.state_dict().items() if not key.startswith(hidden)}
+
+
+def called_parts(path: str, module: nn.Module) -> list[str]:
+    """Paths of the modules whose own forward runs when a module is used.
+
+    ``nn.Sequential`` and lists only hand on to their children, and iterate over them: adapters sit on the children.
+
+    Args:
+        path: the module's path.
+        module: the module.
+
+    Returns:
+        The path itself, or those of its parts that hold parameters or buffers.
+
+    Example:
+        >>> called_parts("head", nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1)))
+        ['head.0', 'head.2']
+    """
+    handing_on = type(module).forward in (nn.Sequential.forward, nn.Module.forward)
+    if not handing_on or module._parameters or module._buffers:
+        return [path]
+    children = [(f"{path}.{name}", child) for name, child in module.named_children()]
+    return [part for inner, child in children if child.state_dict() for part in called_parts(inner, child)]
 
 
 def parent_of(model: nn.Module, path: str) -> nn.Module | None:
