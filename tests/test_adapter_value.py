@@ -141,9 +141,11 @@ def test_half_precision_and_scalars_have_an_identity() -> None:
     torch.testing.assert_close(half.delta("fc"), dense(half, "fc", 7 / 3).float())
 
 
-def test_metadata_of_others_is_kept_and_never_needed(tmp_path: Path) -> None:
-    adapter = dataclasses.replace(plain(), metadata={"run": "7", "deltaw": "not json"})
+def test_metadata_of_others_is_kept_and_ours_never_needed(tmp_path: Path) -> None:
+    adapter = dataclasses.replace(plain(), metadata={"run": "7"})
     assert adapter.own == {}
+    with pytest.raises(CheckpointError, match="noted in the file's metadata is damaged"):
+        _ = dataclasses.replace(plain(), metadata={"deltaw": "not json"}).own
     adapter.save(tmp_path)
     again = dw.Adapter.open(tmp_path)
     assert again.metadata["run"] == "7" and again.metadata["format"] == "pt"

@@ -34,7 +34,7 @@ def line(*words: object) -> Callable[[Path], None]:
 
 
 def based(name: str, value: float, **fields: Any) -> dw.Adapter:
-    made = dataclasses.replace(adapter(**fields), metadata={"deltaw": PRINT % (name, value)})
+    made = dataclasses.replace(adapter(**fields), metadata={"deltaw": PRINT % (name, ", ".join([str(value)] * 8))})
     return dataclasses.replace(made, where=name)
 
 
