@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import struct
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deltaw.errors import CheckpointError
 
-__all__ = ["safetensors_bytes", "write_files"]
+__all__ = ["TEMPORARY", "safetensors_bytes", "sync", "write_all", "write_files"]
 
 
 def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -43,8 +43,63 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     return struct.pack("<Q", len(text)) + text + raw[8 + length :]
 
 
+TEMPORARY = ".deltaw-tmp-"
+"""How the name of a file begins until it is whole; a killed process may leave such files."""
+
+
+def sync(path: Path) -> None:
+    """Force a file, or a directory's entries, to the disk.
+
+    Args:
+        path: an existing file or directory; a directory is skipped where the system cannot flush one.
+    """
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _stage(path: Path, content: bytes) -> Path:
+    """Write and flush a file beside its place, under a name of its own."""
+    temporary = path.parent / f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def write_all(directory: Path, files: Mapping[str, bytes]) -> None:
+    """Write several files, all staged and flushed before the first one appears.
+
+    Args:
+        directory: where; it exists.
+        files: name -> content; they appear in this order.
+
+    Raises:
+        OSError: if the disk refuses; files that stood there before are then untouched.
+    """
+    staged: list[tuple[Path, Path]] = []
+    try:
+        for name, content in files.items():
+            staged.append((_stage(directory / name, content), directory / name))
+        for temporary, final in staged:
+            temporary.replace(final)
+        sync(directory)
+    finally:
+        for temporary, _ in staged:
+            temporary.unlink(missing_ok=True)
+
+
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write several files into a directory, all staged and flushed before the first one appears.
+    """Write the files of an adapter, all or none.
 
     Args:
         directory: made if absent.
@@ -53,20 +108,9 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         CheckpointError: if the disk refuses; files that stood there before are then untouched.
     """
-    staged: list[tuple[str, Path]] = []
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            handle, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".tmp", dir=directory)
-            staged.append((temporary, directory / name))
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for temporary, final in staged:
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(final)
-        _flush(directory)
+        write_all(directory, files)
     except OSError as error:
         raise CheckpointError(
             "cannot write the adapter",
@@ -75,16 +119,3 @@ def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
             expected="a writable directory with room",
             hint="free some space or choose another directory; what stood there before is unchanged.",
         ) from error
-    finally:
-        for temporary, _ in staged:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _flush(directory: Path) -> None:
-    """Make the renames themselves survive a power cut, where the system can flush a directory."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-__all__ = ["count", "size", "table"]
+__all__ = ["count", "figures", "plural", "size", "table"]
 
 
 def count(number: int) -> str:
@@ -21,6 +21,42 @@ def count(number: int) -> str:
         '1,234,567'
     """
     return f"{number:,}"
+
+
+def plural(number: int, word: str) -> str:
+    """A number of things.
+
+    Args:
+        number: how many.
+        word: one of them.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> plural(1, "step"), plural(1200, "step")
+        ('1 step', '1,200 steps')
+    """
+    return f"{number:,} {word}" if number == 1 else f"{number:,} {word}s"
+
+
+def figures(value: float) -> str:
+    """A measured number with four significant figures.
+
+    Args:
+        value: any number.
+
+    Returns:
+        Text.
+
+    Example:
+        >>> figures(0.98765), figures(5.0), figures(70123.4), figures(1.5e9)
+        ('0.9877', '5.000', '70,120', '1.5e+09')
+    """
+    if abs(value) >= 1e6 or value != value:
+        return f"{value:.4g}"
+    rounded = float(f"{value:.4g}")
+    return f"{rounded:,.0f}" if abs(rounded) >= 1000 else f"{value:#.4g}"
 
 
 def size(num_bytes: float) -> str:

@@ -32,7 +32,7 @@ def loralib(place: Path) -> Path:
 def test_it_says_what_it_did_and_what_to_do_next(tmp_path: Path, capsys: Captured) -> None:
     base_dir(tmp_path / "base")
     source, out = loralib(tmp_path), tmp_path / "out"
-    words = ["convert", str(source), "--model", str(tmp_path / "base"), "--alpha", "6", "--out", str(out)]
+    words = ["convert", str(source), "--model", str(tmp_path / "base"), "--alpha", "6", "--output", str(out)]
     assert main(words) == 0
     text = capsys.readouterr().out
     for part in (

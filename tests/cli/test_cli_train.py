@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -226,6 +227,11 @@ CASES: dict[str, Case] = {
     "adapter.rank_stabilized": (["--rank-stabilized"], (), ROWS, "metrics"),
     "adapter.dropout": (["--dropout", "0.4"], (), ROWS, "metrics"),
     "adapter.init": (["--init", "gaussian"], (), ROWS, "metrics"),
+    "adapter.init_batches": (["--init-batches", "1", "--init", "eva"], (), ROWS, "metrics"),
+    "adapter.variant": (["--variant", "dora,lora_bias"], (), ROWS, "metrics"),
+    "adapter.train_rows": (["--train-rows", "embed_tokens=5,260-305"], (), ROWS, "metrics"),
+    "adapter.new_tokens": (["--new-tokens", "<tool>,</tool>"], (), ROWS, "metrics"),
+    "optim.lora_plus": (["--lora-plus", "16"], (), ROWS, "metrics"),
     "adapter.bias": (["--bias", "lora_only"], (), ROWS, "metrics"),
     "adapter.train_also": (["--train-also", "lm_head"], (), ROWS, "metrics"),
     "optim.lr": (["--lr", "0.02"], ("--lr",), ROWS, "metrics"),
@@ -265,6 +271,7 @@ BESIDE: dict[str, list[str]] = {
     "data.separator": ["--format", "text"],
     "optim.clip": ["--eps", "1e-3"],
     "run.keep": ["--save-every", "1"],
+    "adapter.init_batches": ["--init", "eva"],
     "data.format": ["--loss-on", "all"],
     "data.template_options": ["--template", TEMPLATE],
 }  # fmt: skip
@@ -314,3 +321,103 @@ def test_every_flag_changes_something(
         words = [*base_words(place, tmp_path / "a", data, less), *beside]
         PLAIN[(data, *beside)] = effects(words, tmp_path / "a", capsys)
     assert PLAIN[(data, *beside)][what] != after[what]
+
+
+KINDS = [
+    *(["--variant", name] for name in ("dora", "lora_fa", "lora_bias", "vera", "dora,lora_fa,lora_bias")),
+    *(["--init", name] for name in ("gaussian", "orthogonal", "pissa", "pissa_fast", "olora", "eva", "lora_ga")),
+    ["--variant", "dora", "--init", "pissa"],
+    ["--lora-plus", "16"],
+]
+"""Ways to train that end in a file, a score, a text and a merged model like any other."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS, ids=" ".join)
+def test_every_verb_takes_every_kind_of_adapter(
+    kind: list[str], place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*words: object) -> Any:
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return json.loads(captured.out) if "--json" in words else captured.out
+
+    out = tmp_path / "out"
+    report = run("train", *base_words(place, out), *kind, "--json")
+    assert report["after"]["loss"] < report["before"]["loss"]
+    assert report["applied"] == "applied to 14/14 modules" and "merge: faithful" in report["fidelity"]
+    found = run("inspect", out, "--json")
+    assert found["facts"]["modules"] == 14 == len(found["modules"])
+    assert all(module["frobenius"] > 0 for module in found["modules"]) and not found["warnings"]
+    words = ("eval", "--adapter", out, "--data", place / "rows.jsonl", "--cache-dir", tmp_path, "--json")
+    scores = run(*words)
+    assert scores["adapter"]["loss"] < scores["base"]["loss"]
+    says = ("generate", "-p", "the hat", "--max-tokens", 6, "--json")
+    text = run(*says, "--adapter", out)["outputs"][0]["adapter"]
+    assert run(*says, "--adapter", out, "--merged")["outputs"][0]["merged"] == text
+    monkeypatch.setattr("sys.stdin", io.StringIO("the hat\n"))
+    assert run("chat", "--adapter", out, "--max-tokens", 6, "--json")["turns"][-1]["side"] == "adapter"
+    merged = run("merge", "--adapter", out, "--output", tmp_path / "merged", "--json")
+    assert merged["faithful"]
+    after = run("eval", "--model", tmp_path / "merged", *words[3:])["base"]["loss"]
+    assert after == pytest.approx(scores["adapter"]["loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_new_tokens_are_read_written_merged_and_continued(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The head is tied: the rows of the new tokens are trained for both, and every verb knows them."""
+    tokenizer = make_tokenizer()
+    make_model(len(tokenizer), tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    tokenizer.save_pretrained(tmp_path / "tied")
+    rows = [{"prompt": f"call {row['prompt']}", "completion": "<tool> hat </tool>"} for row in pairs()[:12]]
+    data = write_jsonl(tmp_path / "rows.jsonl", rows)
+
+    def run(*words: object) -> Any:
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        assert code == 0, captured.err
+        return json.loads(captured.out) if "--json" in words else captured.out
+
+    out = tmp_path / "out"
+    words = ("--data", data, "--valid-fraction", 0, "--batch-size", 4, "--lr", 0.05, "--no-plot", "--threads", 1)
+    text = run("train", "--model", tmp_path / "tied", *words, "--output", out, "--steps", 60, "--rank", 4,
+               "--new-tokens", "<tool>,</tool>")  # fmt: skip
+    assert f"(ids {len(tokenizer)}-{len(tokenizer) + 1}): the vocabulary grows from {len(tokenizer)}" in text
+    raw = json.loads((out / "adapter_config.json").read_text())
+    assert raw["trainable_token_indices"] == {"model.embed_tokens": [len(tokenizer), len(tokenizer) + 1]}
+    assert (out / "tokenizer.json").is_file() and (out / "checkpoint-60" / "tokenizer.json").is_file()
+    says = ("generate", "-p", rows[0]["prompt"], "--max-tokens", 8, "--json")
+    answer = run(*says, "--adapter", out)["outputs"][0]["adapter"]
+    assert answer == "<tool> hat </tool>"
+    assert run("merge", "--adapter", out, "--output", tmp_path / "merged", "--json")["faithful"]
+    assert run(*says, "--model", tmp_path / "merged")["outputs"][0]["base"] == answer
+    more = run("train", "--model", tmp_path / "tied", *words, "--output", tmp_path / "more", "--adapter", out,
+               "--steps", 2, "--json")  # fmt: skip
+    assert more["applied"] == "applied to 14/14 modules" and (tmp_path / "more" / "tokenizer.json").is_file()
+    assert "<tool>" in run("inspect", out)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--variant", "dorra"], "closest: 'dora'"),
+        (["--init", "pisa"], "closest: 'pissa'"),
+        (["--variant", "vera,dora"], "choose one"),
+        (["--variant", "vera", "--alpha", "7"], "leave alpha out"),
+        (["--init-batches", "3"], "--init-batches means nothing with --init kaiming"),
+        (["--train-rows", "embed_tokens=a"], "--train-rows embed_tokens=32000,32005-32007"),
+        (["--new-tokens", "hat"], "--train-rows embed_tokens=ID"),
+        (["--lora-plus", "0"], ">= 0.001"),
+        (["--variant", "vera", "--lora-plus", "16"], "LoRA+ has nothing to work on"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_cannot_be_trained_is_refused(
+    words: list[str], said: str, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", *base_words(place, tmp_path / "out"), *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

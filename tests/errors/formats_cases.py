@@ -42,7 +42,7 @@ def convert(
         if tree is not None:
             (tmp / "tree.json").write_text(json.dumps({path: list(sizes) for path, sizes in tree.items()}))
             said += ["--tree", str(tmp / "tree.json")]
-        _run(["convert", str(tmp / name), "--out", str(tmp / "out"), *said])
+        _run(["convert", str(tmp / name), "--output", str(tmp / "out"), *said])
 
     return run
 
@@ -92,7 +92,7 @@ def head_of_other_size(tmp: Path) -> None:
 
 def missing(tmp: Path) -> None:
     write(tmp / "lora.safetensors", {"q.lora_A": torch.ones(1, 2)})
-    _run(["convert", str(tmp / "lora.safetensor"), "--out", str(tmp / "out")])
+    _run(["convert", str(tmp / "lora.safetensor"), "--output", str(tmp / "out")])
 
 
 def twice_named(tmp: Path) -> None:

@@ -8,9 +8,21 @@ from typing import Any
 import pytest
 
 from deltaw.errors import ConfigError
-from deltaw.train.config import SECTIONS, AdapterConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
+from deltaw.initialize import INITIALIZATIONS
+from deltaw.train.config import (
+    INITS,
+    SECTIONS,
+    VARIANTS,
+    AdapterConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TrainConfig,
+)
 from deltaw.train.fields import FieldSpec, specs
 from deltaw.train.settings import from_values, read_toml, to_toml
+from deltaw.variants import VARIANTS as CORE_VARIANTS
 
 BASE: dict[str, dict[str, Any]] = {"model": {"path": "m"}, "data": {"path": "d.jsonl"}}
 ALL = [spec for section, group in SECTIONS.items() for spec in specs(group, section)]
@@ -20,6 +32,8 @@ def other(spec: FieldSpec) -> Any:
     """A valid value that is not the default."""
     if spec.kind == "bool":
         return not spec.default
+    if spec.choices and spec.kind == "strings":
+        return (next(choice for choice in spec.choices if choice not in spec.default),)
     if spec.choices:
         return next(choice for choice in spec.choices if choice != spec.default)
     if spec.kind in ("int", "float"):
@@ -30,11 +44,13 @@ def other(spec: FieldSpec) -> Any:
         return int(number) if spec.kind == "int" else float(number)
     return {
         "str": "other", "strings": ("other",), "ints": {"a": 3}, "floats": {"a": 0.5}, "names": {"a": "b"},
+        "rows": {"a": (3, 7)},
     }[spec.kind]  # fmt: skip
 
 
 def with_value(spec: FieldSpec, value: Any) -> TrainConfig:
-    return from_values(BASE, {spec.section: {spec.name: value}})
+    beside = {"adapter.init_batches": {"init": "eva"}}.get(spec.key, {})
+    return from_values(BASE, {spec.section: {**beside, spec.name: value}})
 
 
 def test_groups_have_distinct_flags() -> None:
@@ -93,6 +109,10 @@ def test_a_key_in_the_wrong_section_is_sent_to_its_own() -> None:
         ({"adapter": AdapterConfig(method="full", rank=4)}, "--rank means nothing with --method full"),
         ({"adapter": AdapterConfig(method="full", start="a")}, "--adapter means nothing"),
         ({"adapter": AdapterConfig(start="a", alpha=2.0)}, "--alpha cannot be changed"),
+        ({"adapter": AdapterConfig(start="a", variant=("dora",))}, "--variant cannot be changed"),
+        ({"adapter": AdapterConfig(start="a", new_tokens=("<a>",))}, "--new-tokens cannot be changed"),
+        ({"adapter": AdapterConfig(init_batches=2)}, "--init-batches means nothing with --init kaiming"),
+        ({"adapter": AdapterConfig(method="full"), "optim": OptimConfig(lora_plus=4.0)}, "--lora-plus means nothing"),
         ({"run": RunConfig(resume="auto", overwrite=True)}, "--resume and --overwrite"),
         ({"data": DataConfig(path="d", valid="v", valid_fraction=0.1)}, "--valid and --valid-fraction"),
         ({"data": DataConfig()}, "no data is given"),
@@ -117,3 +137,40 @@ def test_a_file_that_is_no_toml(tmp_path: Path) -> None:
         read_toml(file)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_toml(tmp_path / "absent.toml")
+
+
+def test_the_names_are_those_of_the_core() -> None:
+    assert set(VARIANTS) == set(CORE_VARIANTS) and set(INITS) == set(INITIALIZATIONS)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"variant": "dora, lora_bias"}, {"variant": ("dora", "lora_bias")}),
+        ({"variant": ["dora", "lora_fa"]}, {"variant": ("dora", "lora_fa")}),
+        ({"new_tokens": "<a>,</a>"}, {"new_tokens": ("<a>", "</a>")}),
+        ({"train_rows": {"wte": "5,10-12"}}, {"train_rows": {"wte": (5, 10, 11, 12)}}),
+        ({"train_rows": {"wte": [5, 10]}}, {"train_rows": {"wte": (5, 10)}}),
+    ],
+)
+def test_lists_with_commas_and_token_ids(values: dict[str, Any], expected: dict[str, Any]) -> None:
+    config = from_values(BASE, {"adapter": values})
+    assert {name: getattr(config.adapter, name) for name in expected} == expected
+    assert from_values(config.values()) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "got", "hint"),
+    [
+        ({"variant": "dorra"}, "'dorra'", "closest: 'dora'"),
+        ({"variant": ["lora", "verra"]}, "['lora', 'verra']", "closest: 'vera'"),
+        ({"init": "pisa"}, "'pisa'", "closest: 'pissa'"),
+        ({"train_rows": {"wte": "5-3"}}, "{'wte': '5-3'}", "--train-rows"),
+        ({"train_rows": {"wte": [-1]}}, "{'wte': [-1]}", "--train-rows"),
+        ({"train_rows": {"wte": []}}, "{'wte': []}", "--train-rows"),
+    ],
+)
+def test_unknown_names_and_ids_are_refused(values: dict[str, Any], got: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        from_values(BASE, {"adapter": values})
+    assert got in error.value.got and hint in error.value.hint

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+import deltaw as dw
 from deltaw.train.config import OptimConfig
-from deltaw.train.schedule import learning_rate, make_optimizer, warmup_steps
+from deltaw.train.schedule import learning_rate, make_optimizer, set_rate, warmup_steps
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
@@ -25,7 +26,17 @@ def test_warmup_as_steps_or_fraction() -> None:
 
 
 def test_the_optimizer_takes_its_settings() -> None:
-    parameter = torch.nn.Parameter(torch.ones(3))
     config = OptimConfig(beta1=0.5, beta2=0.75, eps=1e-3, weight_decay=0.25)
-    group = make_optimizer([("p", parameter)], config, 0.125).param_groups[0]
-    assert (group["betas"], group["eps"], group["weight_decay"], group["lr"]) == ((0.5, 0.75), 1e-3, 0.25, 0.125)
+    matrices, vectors = make_optimizer(torch.nn.Linear(2, 2), config, 0.125).param_groups
+    for group, decay in ((matrices, 0.25), (vectors, 0.0)):
+        assert (group["betas"], group["eps"], group["lr"]) == ((0.5, 0.75), 1e-3, 0.125)
+        assert group["weight_decay"] == decay
+
+
+def test_the_schedule_keeps_the_ratio_of_lora_plus() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    dw.attach(model, dw.LoRAConfig(rank=2))
+    optimizer = make_optimizer(model, OptimConfig(lora_plus=16.0), 0.5)
+    assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {"plain": 0.5, "lora_B": 8.0}
+    set_rate(optimizer, 0.25)
+    assert {group["name"]: group["lr"] for group in optimizer.param_groups} == {"plain": 0.25, "lora_B": 4.0}

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from deltaw.disk import TEMPORARY
 from deltaw.errors import CheckpointError, ResumeError
-from deltaw.train.files import TEMPORARY, TRASH, remove_leftovers, replace_directory, write_text
+from deltaw.train.files import TRASH, remove_leftovers, replace_directory, write_text
 from deltaw.train.metrics import MetricsLog, read_metrics
 from deltaw.train.rng import capture, restore, seed_everything
 from deltaw.train.state import TENSORS, State, drop_later, find_state, list_states, read_state, write_state

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from shlex import quote
 from typing import Any, TypeVar
 
 import click
 
 from deltaw.errors import ConfigError
-from deltaw.train.fields import FieldSpec, specs
+from deltaw.train.fields import FieldSpec, row_ids, specs, split
 
-__all__ = ["field_options", "take_fields"]
+__all__ = ["field_options", "field_words", "take_fields"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
 _TYPES: dict[str, Any] = {"str": str, "int": int, "float": float, "ints": int, "floats": float, "names": str}
-_PAIRS = ("ints", "floats", "names")
+_READERS: dict[str, Any] = {**_TYPES, "rows": row_ids}
+_PAIRS = ("ints", "floats", "names", "rows")
+
+
+_EXAMPLES = {"ints": "q_proj=16", "floats": "q_proj=16", "names": "a=b", "rows": "embed_tokens=32000,32005-32007"}
 
 
 def field_options(group: type, section: str, skip: Collection[str] = ()) -> Callable[[F], F]:
@@ -77,6 +82,8 @@ def take_fields(group: type, section: str, flags: dict[str, Any]) -> dict[str, A
         value = flags.pop(f"{section}__{spec.name}", None)
         if value is None or value == ():
             continue
+        if spec.commas:
+            value = tuple(item for text in value for item in split(text))
         out[spec.name] = _pairs(spec, value) if spec.kind in _PAIRS else value
     return out
 
@@ -88,13 +95,44 @@ def _pairs(spec: FieldSpec, texts: Collection[str]) -> Mapping[str, Any]:
         try:
             if not (name and equals):
                 raise ValueError
-            table[name] = _TYPES[spec.kind](value)
+            table[name] = _READERS[spec.kind](value)
         except ValueError:
             raise ConfigError(
                 f"{spec.flag} takes a name and a value",
                 where=spec.flag,
                 got=repr(text),
                 expected=f"NAME=VALUE with {spec.expected().removeprefix('a table of ')}",
-                hint=f"write it as in {spec.flag} q_proj=16" if spec.kind != "names" else f"write {spec.flag} a=b",
+                hint=f"write it as in {spec.flag} {_EXAMPLES[spec.kind]}",
             ) from None
     return table
+
+
+def field_words(group: type, section: str, given: Mapping[str, Any]) -> list[str]:
+    """Write fields as the flags that would set them.
+
+    Args:
+        group: the group given to ``field_options``.
+        section: its TOML section.
+        given: field -> value, as from ``take_fields``.
+
+    Returns:
+        One text for each flag, quoted for a shell.
+    """
+    words = []
+    for spec in specs(group, section):
+        if spec.name in given:
+            words += _words(spec, given[spec.name])
+    return words
+
+
+def _words(spec: FieldSpec, value: Any) -> list[str]:
+    if spec.kind == "bool":
+        return [spec.flag if value else f"--no-{spec.flag[2:]}"]
+    if spec.kind == "rows":
+        return [f"{spec.flag} {quote(name + '=' + ','.join(map(str, ids)))}" for name, ids in value.items()]
+    if spec.kind in _PAIRS:
+        return [f"{spec.flag} {quote(f'{name}={item}')}" for name, item in value.items()]
+    if spec.commas:
+        return [f"{spec.flag} {quote(','.join(value))}"]
+    items = value if spec.kind == "strings" else (value,)
+    return [f"{spec.flag} {quote(str(item))}" for item in items]

@@ -43,7 +43,7 @@ def explain(error: click.UsageError, words: Sequence[str]) -> ConfigError:
             where=_name(error.param, error.param_hint),
             got=error.message.rstrip("."),
             expected=_kind(error.param),
-            hint=f"see {where} --help",
+            hint=_nearest_choice(error, where),
         )
     return ConfigError(
         f"the command line of {where!r} cannot be read",
@@ -52,6 +52,14 @@ def explain(error: click.UsageError, words: Sequence[str]) -> ConfigError:
         expected=_usage(context, where),
         hint=f"see {where} --help",
     )
+
+
+def _nearest_choice(error: click.BadParameter, where: str) -> str:
+    """The closest of the values an option takes, where what was typed resembles one."""
+    typed = re.match(r"'(.*)' is not one of", error.message)
+    if typed is None or not isinstance(error.param, click.Parameter) or not isinstance(error.param.type, click.Choice):
+        return f"see {where} --help"
+    return f"closest: {nearest(typed.group(1), map(str, error.param.type.choices), 1)}; see {where} --help"
 
 
 def _guess(words: Sequence[str]) -> str:

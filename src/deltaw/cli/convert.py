@@ -28,7 +28,7 @@ FROM_HELP = "loralib, peft, peft-grouped, litgpt, kohya, diffusers, torchtune or
 
 @click.command("convert")
 @click.argument("source", metavar="SOURCE")
-@click.option("-o", "--out", "output", required=True, metavar="DIR", help="PEFT directory to make; it must not exist.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="PEFT directory to make; it must not exist.")
 @click.option("--from", "form", metavar="NAME", help=FROM_HELP)
 @click.option("--model", metavar="DIR|NAME", help="The base; names and sizes are checked. Its weights are not read.")
 @click.option("--tree", "tree", metavar="FILE", help=TREE_HELP)
@@ -83,7 +83,7 @@ def _refuse_existing(place: Path) -> None:
             where=str(place),
             got="a directory" if place.is_dir() else "a file",
             expected="a path where nothing stands yet",
-            hint="choose another --out, or remove it.",
+            hint="choose another --output, or remove it.",
         )
 
 

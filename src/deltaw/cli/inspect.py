@@ -19,7 +19,7 @@ def command(*, adapter: str, every: bool, quiet: bool, as_json: bool) -> None:
     """Show what is in an adapter: ranks, norms, spectrum, size, hash.
 
     ADAPTER is a PEFT directory, written by deltaw or by others; no model is needed. The norm is the Frobenius norm of
-    scaling * B A; the effective rank is the exponential of its spectrum's entropy.
+    scaling * B A (of diag(b) B diag(d) A in VeRA); the effective rank is the exponential of its spectrum's entropy.
     """
     from deltaw.ship.inspection import inspect_adapter
 
@@ -35,6 +35,9 @@ def command(*, adapter: str, every: bool, quiet: bool, as_json: bool) -> None:
             "config": found.settings,
             "modules": found.modules,
             "trained_in_full": found.others,
+            "trained_rows": found.rows,
+            "shared": found.shared,
+            "remarks": found.remarks,
             "warnings": found.warnings,
         }
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from deltaw.cli._common import Output, common_options, next_commands
-from deltaw.cli._fields import field_options, take_fields
+from deltaw.cli._fields import field_options, field_words, take_fields
 from deltaw.errors import ConfigError
 from deltaw.train.config import AdapterConfig, DataConfig, ModelConfig, TrainConfig
 
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
     from deltaw.sites import Plan
     from deltaw.train.memory import MemoryReport
 
-__all__ = ["PlanResult", "Shape", "command", "make_plan"]
+__all__ = ["PlanResult", "Shape", "command", "make_plan", "new_rows"]
 
+SKIPPED = ("method", "start", "init_batches")
 CHECKPOINT_BYTES = {"float32": 4, "float16": 2}
 
 
@@ -54,26 +57,31 @@ class PlanResult:
         source: preset, directory or hub name.
         plan: the sites, from ``deltaw.plan``.
         memory: bytes by part.
-        notes: choices made where nothing was given.
+        notes: choices made where nothing was given, and what a start from data costs.
+        frozen: values the adapter holds beside the trained ones.
+        stored: values in the adapter's file.
     """
 
     source: str
     plan: Plan
     memory: MemoryReport
     notes: tuple[str, ...]
+    frozen: int = 0
+    stored: int = 0
 
     def __str__(self) -> str:
         """The plan, its checkpoint and its memory."""
         from deltaw.reports import size
 
         saved = ", ".join(f"{count:,} bytes in {name} ({size(count)})" for name, count in self.checkpoint.items())
-        lines = [f"model: {self.source}", str(self.plan), f"checkpoint: {saved} of tensors"]
+        beside = [f"not trained: {self.frozen:,} values of the adapter"] if self.frozen else []
+        lines = [f"model: {self.source}", str(self.plan), *beside, f"checkpoint: {saved} of tensors"]
         return "\n".join([*lines, str(self.memory), *(f"note: {note}" for note in self.notes)])
 
     @property
     def checkpoint(self) -> dict[str, int]:
         """Bytes of the adapter's tensors on disk, by dtype."""
-        return {name: bytes_each * self.plan.parameters for name, bytes_each in CHECKPOINT_BYTES.items()}
+        return {name: bytes_each * self.stored for name, bytes_each in CHECKPOINT_BYTES.items()}
 
     def payload(self) -> dict[str, Any]:
         """The numbers, for ``--json``.
@@ -93,6 +101,9 @@ class PlanResult:
             "model": self.source,
             "base_parameters": self.plan.total,
             "parameters": self.plan.parameters,
+            "frozen_parameters": self.frozen,
+            "stored_values": self.stored,
+            "trained_rows": {rows.path: len(rows.index) for rows in self.plan.tokens},
             "sites": sites,
             "trained_in_full": [path for path, _ in self.plan.copies],
             "checkpoint_bytes": self.checkpoint,
@@ -107,7 +118,7 @@ def _parts(plan: Any) -> dict[str, int]:
 
 @click.command("plan")
 @click.argument("source", metavar="MODEL")
-@field_options(AdapterConfig, "adapter", skip=("method", "start"))
+@field_options(AdapterConfig, "adapter", skip=SKIPPED)
 @click.option("--task", type=click.Choice(["auto", "causal", "classification"]), default="auto", show_default=True,
               help="What the model is for; auto: what the preset or config.json says.")  # fmt: skip
 @click.option("--labels", type=int, help="Number of labels of a classifier.")
@@ -129,14 +140,24 @@ def command(*, source: str, quiet: bool, as_json: bool, **flags: Any) -> None:
     from deltaw.presets import PRESETS
 
     out = Output(quiet=quiet, as_json=as_json)
-    adapter = AdapterConfig(**take_fields(AdapterConfig, "adapter", flags))
+    given = take_fields(AdapterConfig, "adapter", flags)
+    adapter = AdapterConfig(**given)
     result = make_plan(Shape(source=source, **flags), adapter)
     out.say(result)
     known = PRESETS.get(source)
     if known is not None and known.paper and known.paper not in _typed(flags, adapter):
         out.say(f"the paper's setting: deltaw plan {source} {known.paper}")
-    out.say(next_commands(f"deltaw train --model {'DIR' if known else source} --data FILE"))
+    words = [*field_words(AdapterConfig, "adapter", given), *_step_words(flags)]
+    out.say(next_commands(" ".join([f"deltaw train --model {'DIR' if known else quote(source)} --data FILE", *words])))
     out.finish(result.payload())
+
+
+def _step_words(flags: dict[str, Any]) -> list[str]:
+    """What was said of the step, in the words of ``deltaw train``."""
+    said = {"--task": flags["task"], "--dtype": flags["dtype"], "--max-length": flags["length"]}
+    words = [f"{flag} {value}" for flag, value in said.items() if value not in (None, "auto", "float16")]
+    words += [f"--batch-size {flags['batch']}"] if flags["batch"] != Shape.batch else []
+    return words + (["--gradient-checkpointing"] if flags["gradient_checkpointing"] else [])
 
 
 def _typed(flags: dict[str, Any], adapter: AdapterConfig) -> str:
@@ -166,7 +187,7 @@ def make_plan(shape: Shape, adapter: AdapterConfig) -> PlanResult:
 
     import deltaw as dw
     from deltaw.train.defaults import Choices, Facts, choose_length, choose_rank
-    from deltaw.train.memory import Workload, memory_plan
+    from deltaw.train.memory import Workload, frozen_values, kept_by, memory_plan, stored_values
     from deltaw.train.shape import meta_model
     from deltaw.train.wear import lora_config
 
@@ -180,7 +201,8 @@ def make_plan(shape: Shape, adapter: AdapterConfig) -> PlanResult:
     length = choose_length(choices, config, positions)
     rank = choose_rank(choices, config, Facts(family=model.config.model_type, hidden=model.config.hidden_size,
                                               positions=positions))  # fmt: skip
-    plan = dw.plan(model, lora_config(config, rank))
+    rows = new_rows(model, adapter.new_tokens)
+    plan = dw.plan(model, lora_config(config, rank, rows=rows))
     work = Workload(
         batch=shape.batch,
         length=length,
@@ -189,10 +211,48 @@ def make_plan(shape: Shape, adapter: AdapterConfig) -> PlanResult:
         fused_attention=not shape.attention_matrix,
     )
     inside = [f"{path}.{name}" if name else path for path, module in plan.copies for name, _ in module.named_modules()]
-    sites = {site.path: site.rank for site in plan.sites}
-    memory = memory_plan(model, sites=sites, trained=plan.parameters, extra=inside, workload=work)
-    notes = tuple(str(choice) for choice in choices.made if choice.reason != "given")
-    return PlanResult(source=shape.source, plan=plan, memory=memory, notes=notes)
+    frozen = frozen_values(plan)
+    memory = memory_plan(
+        model, sites=kept_by(plan), trained=plan.parameters, frozen=frozen, extra=inside, workload=work
+    )
+    notes = [str(choice) for choice in choices.made if choice.reason != "given"]
+    return PlanResult(
+        source=shape.source,
+        plan=plan,
+        memory=memory,
+        notes=(*notes, *_start_note(plan)),
+        frozen=frozen,
+        stored=stored_values(plan),
+    )
+
+
+def _start_note(plan: Plan) -> list[str]:
+    """What an initialization from gradients holds before step 1, when nothing of the step is there yet."""
+    from deltaw.initialize import INITIALIZATIONS
+    from deltaw.reports import size
+
+    if INITIALIZATIONS[plan.config.init].needs != "gradient":
+        return []
+    held = 4 * sum(site.in_features * site.out_features for site in plan.sites)
+    return [f"before step 1 init {plan.config.init} holds one float32 gradient of every adapted weight: {size(held)}"]
+
+
+def new_rows(model: Any, tokens: Sequence[str]) -> dict[str, list[int]] | None:
+    """Rows that stand for new tokens: as many, the last ones; a table without room grows by them in training.
+
+    Args:
+        model: the shape.
+        tokens: the tokens.
+
+    Returns:
+        Path of the token table -> ids, or None where there are no new tokens.
+    """
+    from deltaw.train.vocabulary import table_path
+
+    if not tokens:
+        return None
+    size = model.get_input_embeddings().num_embeddings
+    return {table_path(model): list(range(size - len(tokens), size))}
 
 
 def _check_length(length: int | None, positions: int | None) -> None:

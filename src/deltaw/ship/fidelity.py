@@ -313,6 +313,9 @@ def _ideal(record: Record, taken: Reference) -> Iterator[None]:
         entries = [(entry, weight) for entry, weight in worn if not isinstance(entry, FullCopy | Reader)]
         if entries:
             hook = _hook(path, kind, entries, taken)
+            if container_of(module).raw:
+                # such a weight answers whoever reads it with its updates added, which the ideal one has already
+                hook = _bare(record, hook)
             hooks.append(module.register_forward_hook(hook, with_kwargs=True))
     try:
         yield
@@ -336,6 +339,14 @@ def _hook(path: str, kind: Kind | None, entries: list[tuple[Any, float]], taken:
             return forward(module, *args, **kwargs)
 
     return hook
+
+
+def _bare(record: Record, hook: Callable[..., Any]) -> Callable[..., Any]:
+    def quiet(*args: Any) -> Any:
+        with record.override(()):
+            return hook(*args)
+
+    return quiet
 
 
 def _exact(module: nn.Module, kind: Kind | None, entries: list[tuple[Any, float]]) -> dict[str, Tensor]:

@@ -204,7 +204,7 @@ def _write(opened: Opened, place: Path, dtype: torch.dtype) -> None:
         found = [file for pattern in COPIED for file in sorted(home.glob(pattern)) if file.is_file()]
         for file in dict.fromkeys(found):
             shutil.copyfile(file, place / file.name)
-        if not any(place.glob("tokenizer*")):
+        if opened.new_tokens or not any(place.glob("tokenizer*")):
             opened.tokenizer.save_pretrained(place)
 
 

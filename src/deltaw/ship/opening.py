@@ -14,8 +14,9 @@ from deltaw.adapter import Adapter
 from deltaw.checkpoint import load
 from deltaw.errors import CheckpointError, ConfigError
 from deltaw.train.config import ModelConfig
-from deltaw.train.imprint import FORM, LABELS, PromptForm
+from deltaw.train.imprint import FORM, LABELS, TASK, PromptForm
 from deltaw.train.model import base_config, load_model, load_tokenizer, pick_device, pick_dtype
+from deltaw.train.vocabulary import add_tokens, grow, tokens_of
 
 __all__ = [
     "MERGED",
@@ -68,6 +69,7 @@ class Opened:
         heads: modules that the base's files do not hold: without an adapter that carries them they answer at random.
         form: how prompts were written in training, or None where nothing says it.
         report: what loading the adapter said, or None.
+        new_tokens: tokens that the tokenizer and the model have beyond the base's.
     """
 
     model: Any
@@ -79,6 +81,7 @@ class Opened:
     heads: tuple[str, ...] = ()
     form: PromptForm | None = None
     report: Any = None
+    new_tokens: tuple[str, ...] = ()
 
 
 def base_of(choice: ModelChoice) -> str:
@@ -126,6 +129,9 @@ def task_of(adapter: Adapter | None, declared: Any) -> str:
     Returns:
         "causal" or "classification" (which covers regression here: one label).
     """
+    noted = None if adapter is None else adapter.metadata.get(TASK)
+    if noted in {"causal", "classification", "regression"}:
+        return "causal" if noted == "causal" else "classification"
     stated = None if adapter is None else adapter.raw.get("task_type")
     if stated in {"CAUSAL_LM", "SEQ_CLS"}:
         return "causal" if stated == "CAUSAL_LM" else "classification"
@@ -148,6 +154,8 @@ def labels_of(adapter: Adapter | None, declared: Any) -> tuple[str, ...]:
     own = tuple(str(name) for _, name in sorted((declared.id2label or {}).items()))
     if adapter is None:
         return own
+    if adapter.metadata.get(TASK) == "regression":
+        return own[:1] or ("LABEL_0",)
     if LABELS in adapter.metadata:
         return tuple(str(name) for name in json.loads(adapter.metadata[LABELS]))
     size = _head_size(adapter)
@@ -218,6 +226,8 @@ def open_model(choice: ModelChoice, *, task: str | None = None, labels: Sequence
         pad_id=tokenizer.pad_token_id,
         labels=names,
     )
+    new = add_tokens(tokenizer, () if adapter is None else tokens_of(adapter.metadata))
+    grow(base.model, new, source)
     report = None
     if choice.adapter is not None:
         path = Path(choice.adapter).expanduser()
@@ -233,6 +243,7 @@ def open_model(choice: ModelChoice, *, task: str | None = None, labels: Sequence
         heads=base.heads,
         form=form_of(adapter, source),
         report=report,
+        new_tokens=new.texts,
     )
 
 

@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from deltaw.reports import plural
 from deltaw.train.config import TrainConfig
-from deltaw.train.report import shell
+from deltaw.train.report import metric, shell
 from deltaw.train.settings import to_toml
 
 __all__ = ["CardFacts", "model_card"]
@@ -68,7 +69,7 @@ def model_card(facts: CardFacts) -> str:
     body = [
         f"# {what} for {config.model.path}",
         "",
-        f"{facts.summary}; {facts.steps} steps on {facts.rows[0]:,} examples of `{config.data.path}`, "
+        f"{facts.summary}; {plural(facts.steps, 'step')} on {facts.rows[0]:,} examples of `{config.data.path}`, "
         f"{facts.rows[1]:,} held out.",
         "",
     ]
@@ -76,7 +77,9 @@ def model_card(facts: CardFacts) -> str:
         names = list(facts.after)
         body += ["| held out | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         for title, metrics in (("before", facts.before), ("after", facts.after)):
-            body.append(f"| {title} | " + " | ".join(f"{metrics.get(name, float('nan')):.4f}" for name in names) + " |")
+            body.append(
+                f"| {title} | " + " | ".join(metric(name, metrics.get(name, float("nan"))) for name in names) + " |"
+            )
         body.append("")
     if facts.labels:
         body += ["Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(facts.labels)), ""]

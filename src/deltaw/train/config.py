@@ -15,6 +15,10 @@ from deltaw.train.fields import FieldSpec, check_group, option, specs
 
 __all__ = ["SECTIONS", "AdapterConfig", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
 
+# The core's registries, which load torch: the command line reads its flags without it. A test keeps them equal.
+VARIANTS = ("lora", "dora", "lora_fa", "lora_bias", "vera")
+INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "pissa_fast", "olora", "eva", "lora_ga")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -89,9 +93,23 @@ class AdapterConfig:
     alpha_pattern: Mapping[str, float] = option({}, "alpha of some modules, as pattern=alpha (repeatable)")
     rank_stabilized: bool = option(False, "scale by alpha / sqrt(rank)")
     dropout: float = option(0.0, "dropout on the adapter's input", low=0.0, high=0.99)
-    init: str = option("kaiming", "how A starts (B starts at zero)")
+    variant: tuple[str, ...] = option(
+        ("lora",), "kind of update, alone or together: dora,lora_bias", choices=VARIANTS, commas=True
+    )
+    init: str = option(
+        "kaiming",
+        "how A and B start; pissa, pissa_fast and olora read the weights, eva and lora_ga the first batches",
+        choices=INITS,
+    )
+    init_batches: int = option(8, "batches that eva and lora_ga look at", low=1)
     bias: str = option("none", "which biases are trained too", choices=("none", "all", "lora_only"))
     train_also: tuple[str, ...] = option((), "modules trained in full and saved with the adapter (repeatable)")
+    train_rows: Mapping[str, tuple[int, ...]] = option(
+        {}, "rows of token tables that are trained, as embed_tokens=32000,32005-32007 (repeatable)"
+    )
+    new_tokens: tuple[str, ...] = option(
+        (), "tokens added to the vocabulary, whose rows are trained: '<tool>,</tool>'", commas=True
+    )
     ties: str = option(
         "refuse", "what to do with a target whose weight is shared", choices=("refuse", "share", "separate")
     )
@@ -115,7 +133,8 @@ class OptimConfig:
     beta1: float = option(0.9, "AdamW's first beta", low=0.0, high=0.99999)
     beta2: float = option(0.999, "AdamW's second beta", low=0.0, high=0.9999999)
     eps: float = option(1e-8, "AdamW's epsilon", above=0.0)
-    weight_decay: float = option(0.0, "AdamW's weight decay", low=0.0)
+    weight_decay: float = option(0.0, "AdamW's weight decay, of matrices", low=0.0)
+    lora_plus: float = option(1.0, "learning rate of B over that of A (LoRA+); 1 is one rate for both", low=1e-3)
     clip: float = option(1.0, "largest gradient norm; 0 clips nothing", low=0.0)
 
     def __post_init__(self) -> None:
@@ -214,11 +233,26 @@ class TrainConfig:
         _exclusive("data.valid", self.data.valid, "data.valid_fraction", self.data.valid_fraction)
         _exclusive("run.resume", run.resume, "run.overwrite", run.overwrite or None)
         if adapter.method == "full":
-            for name in ("start", "rank", *_LORA_ONLY):
-                _only_lora(name, getattr(adapter, name))
+            for key in ("adapter.start", *_FRESH_ONLY, "optim.lora_plus"):
+                self._unread(key, "means nothing with --method full", _NO_ADAPTER, "or use --method lora")
         if adapter.start is not None:
-            for name in ("rank", *_LORA_ONLY):
-                _only_fresh(name, getattr(adapter, name))
+            for key in _FRESH_ONLY:
+                self._unread(key, "cannot be changed when continuing from an adapter", _STORED, _DROP_START)
+        if adapter.init not in _LOOK_AT_DATA and run.resume is None:
+            self._unread("adapter.init_batches", f"means nothing with --init {adapter.init}", _NO_DATA, _LOOKING)
+
+    def _unread(self, key: str, what: str, expected: str, otherwise: str) -> None:
+        """Refuse a field that would not be read."""
+        spec = spec_of(key)
+        value = getattr(getattr(self, spec.section), spec.name)
+        if value != spec.default:
+            raise ConfigError(
+                f"{spec.flag} {what}",
+                where=spec.key,
+                got=repr(value),
+                expected=expected,
+                hint=f"drop {spec.flag}, {otherwise}",
+            )
 
     def values(self) -> dict[str, dict[str, Any]]:
         """Turn the configuration into plain sections, as a TOML file would hold them.
@@ -228,11 +262,18 @@ class TrainConfig:
         """
         return {
             section: {
-                name: list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
+                name: _plain(value)
                 for name, value in ((item.name, getattr(getattr(self, section), item.name)) for item in specs(group))
             }
             for section, group in SECTIONS.items()
         }
+
+
+def _plain(value: Any) -> Any:
+    """A value as TOML and JSON hold it."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _changed(config: TrainConfig) -> list[str]:
@@ -245,10 +286,14 @@ def _changed(config: TrainConfig) -> list[str]:
     ]
 
 
-_LORA_ONLY = (
-    "alpha", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "rank_stabilized", "dropout", "init",
-    "bias", "train_also", "ties",
-)  # fmt: skip
+_FRESH_ONLY = tuple(f"adapter.{name}" for name in (
+    "rank", "alpha", "targets", "exclude", "layers", "rank_pattern", "alpha_pattern", "rank_stabilized", "dropout",
+    "variant", "init", "init_batches", "bias", "train_also", "train_rows", "new_tokens", "ties",
+))  # fmt: skip
+_NO_ADAPTER = "no adapter fields: full fine-tuning trains every weight"
+_STORED, _DROP_START = "the value stored with the adapter", "or drop --adapter to start a fresh one"
+_LOOK_AT_DATA = ("eva", "lora_ga")
+_NO_DATA, _LOOKING = "an initialization that looks at the data", "or use --init eva or --init lora_ga"
 
 
 def spec_of(key: str) -> FieldSpec:
@@ -276,29 +321,3 @@ def _exclusive(key: str, value: Any, other_key: str, other: Any) -> None:
         expected="one of the two",
         hint=f"drop {flag} or {other_flag}",
     )
-
-
-def _only_lora(name: str, value: Any) -> None:
-    """Refuse an adapter field that full fine-tuning would not read."""
-    spec = spec_of(f"adapter.{name}")
-    if value != spec.default:
-        raise ConfigError(
-            f"{spec.flag} means nothing with --method full",
-            where=spec.key,
-            got=repr(value),
-            expected="no adapter fields: full fine-tuning trains every weight",
-            hint=f"drop {spec.flag}, or use --method lora",
-        )
-
-
-def _only_fresh(name: str, value: Any) -> None:
-    """Refuse an adapter field that a loaded adapter already settles."""
-    spec = spec_of(f"adapter.{name}")
-    if value != spec.default:
-        raise ConfigError(
-            f"{spec.flag} cannot be changed when continuing from an adapter",
-            where=spec.key,
-            got=repr(value),
-            expected="the value stored with the adapter",
-            hint=f"drop {spec.flag}, or drop --adapter to start a fresh one",
-        )

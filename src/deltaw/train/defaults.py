@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from deltaw.reports import plural
 from deltaw.train.batches import BatchPlan
-from deltaw.train.config import TrainConfig
+from deltaw.train.config import TrainConfig, spec_of
+from deltaw.train.habits import INIT_HABITS, VARIANT_HABITS, Habit
 
 __all__ = ["Choice", "Choices", "Facts", "choose_batches", "choose_length", "choose_rank", "choose_rest"]
 
@@ -128,6 +130,11 @@ def choose_rank(choices: Choices, config: TrainConfig, facts: Facts) -> int:
     Returns:
         The rank.
     """
+    own = next((habit for habit in _habits(config) if habit.rank), None)
+    if own is not None:
+        chosen = min(own.rank, facts.hidden) or own.rank
+        why = own.rank_reason if chosen == own.rank else f"{own.rank_reason}; at most the hidden size"
+        return int(choices.add("adapter.rank", config.adapter.rank, chosen, why))
     ceiling = max(LEAST_RANK, 1 << max(0, (facts.hidden // 4)).bit_length() - 1)
     rank, reason = RANK, "enough for most data; the learning rate matters more"
     while facts.per_rank and rank < MOST_RANK and rank * facts.per_rank < facts.trained_tokens:
@@ -135,6 +142,13 @@ def choose_rank(choices: Choices, config: TrainConfig, facts: Facts) -> int:
     if rank > ceiling:
         rank, reason = ceiling, f"at most a quarter of the hidden size {facts.hidden}: beyond, it is no low rank"
     return int(choices.add("adapter.rank", config.adapter.rank, rank, reason))
+
+
+def _habits(config: TrainConfig) -> list[Habit]:
+    """What the chosen variants and the initialization ask for."""
+    adapter = config.adapter
+    found = [VARIANT_HABITS[name] for name in adapter.variant if name in VARIANT_HABITS]
+    return found + ([INIT_HABITS[adapter.init]] if adapter.init in INIT_HABITS else [])
 
 
 # Defaults that need no look at model or data, with their reasons.
@@ -150,6 +164,10 @@ FIXED = {
 }
 
 
+RARE = ("adapter.variant", "adapter.train_rows", "adapter.new_tokens", "optim.lora_plus")
+LOOKING = "the leading directions settle early, and LoRA-GA's paper takes 64 rows (arXiv:2407.05000)"
+
+
 def add_fixed(choices: Choices, config: TrainConfig, *, adapter: bool, task: str) -> None:
     """Record the defaults that depend on nothing.
 
@@ -159,14 +177,35 @@ def add_fixed(choices: Choices, config: TrainConfig, *, adapter: bool, task: str
         adapter: whether a fresh adapter is made, so that its settings are read.
         task: labels have no tokens with a loss.
     """
+    habits = _habits(config) if adapter else []
+    unread = {"adapter.alpha", "adapter.init"} if any(not habit.scaled for habit in habits) else set()
     for key, reason in FIXED.items():
         section, name = key.split(".")
-        if (section == "adapter" and not adapter) or (section == "data" and task != "causal"):
+        if (section == "adapter" and not adapter) or (section == "data" and task != "causal") or key in unread:
             continue
         value = getattr(getattr(config, section), name)
         given = key in (config.given or ())
         shown = ", ".join(value) if isinstance(value, tuple) else value
         choices.add(key, shown if given else None, shown, reason)
+    if any(habit.looks for habit in habits):
+        given = "adapter.init_batches" in (config.given or ())
+        count = config.adapter.init_batches
+        choices.add("adapter.init_batches", count if given else None, count, LOOKING)
+    # what is off unless it is asked for needs no reason; said nowhere else
+    for key in RARE if adapter else ("optim.lora_plus",):
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if value != spec_of(key).default:
+            choices.add(key, _shown(value), None, "")
+
+
+def _shown(value: Any) -> Any:
+    """A list or a table as one line."""
+    if isinstance(value, tuple):
+        return ", ".join(value)
+    if isinstance(value, dict):
+        return "; ".join(f"{key}={','.join(map(str, ids))}" for key, ids in value.items())
+    return value
 
 
 def choose_batches(choices: Choices, config: TrainConfig, lengths: list[int]) -> tuple[BatchPlan, int]:
@@ -207,7 +246,7 @@ def _choose_steps(choices: Choices, config: TrainConfig, plan: BatchPlan) -> int
     chosen, reason = 3, "passes enough to learn a format without learning rows by heart"
     if per_epoch * 3 < AIM_STEPS:
         chosen = min(MOST_EPOCHS, -(-AIM_STEPS // per_epoch))
-        reason = f"only {per_epoch} steps each: aims at {AIM_STEPS} steps, at most {MOST_EPOCHS} epochs"
+        reason = f"only {plural(per_epoch, 'step')} each: aims at {AIM_STEPS} steps, at most {MOST_EPOCHS} epochs"
     epochs = float(choices.add("optim.epochs", optim.epochs, chosen, reason))
     return plan.steps(epochs)
 
@@ -223,6 +262,8 @@ def choose_rest(choices: Choices, config: TrainConfig, facts: Facts, total: int,
         valid_rows: validation examples.
     """
     lr, reason = learning_rate_for(facts, total, config.adapter.method)
+    for habit in _habits(config) if config.adapter.method == "lora" else []:
+        lr, reason = (lr * habit.rate, f"{reason}; {habit.rate_reason}") if habit.rate_reason else (lr, reason)
     choices.add("optim.lr", config.optim.lr, lr, reason)
     often = max(1, -(-total // 10))
     if valid_rows:
@@ -283,12 +324,16 @@ def advice(choices: Choices, facts: Facts, config: TrainConfig, total: int) -> l
             f"{MOST_BATCH} or fewer is the safer start (lower --batch-size or --accumulate)"
         )
     rank = values.get("adapter.rank")
-    if rank and facts.per_rank and rank * facts.per_rank < facts.trained_tokens:
+    habits = _habits(config) if config.adapter.method == "lora" and config.adapter.start is None else []
+    lines += [habit.remark for habit in habits if habit.remark]
+    vectors = any(habit.rank for habit in habits)
+    if rank and facts.per_rank and rank * facts.per_rank < facts.trained_tokens and not vectors:
         lines.append(
             f"capacity is short: {rank * facts.per_rank:,} adapter parameters for {facts.trained_tokens:,} trained "
             "tokens (a higher --rank may help)"
         )
     if total < SHORT_RUN:
         how = "raise --steps" if config.optim.steps is not None else "raise --epochs or lower --batch-size"
-        lines.append(f"{total} steps are few: {SHORT_RUN} learn reliably ({how})")
+        few = "step is" if total == 1 else "steps are"
+        lines.append(f"{total} {few} few: {SHORT_RUN} learn reliably ({how})")
     return lines

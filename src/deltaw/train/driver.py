@@ -58,7 +58,8 @@ def run(config: TrainConfig, callbacks: tuple[Callback, ...] = (), *, dry_run: b
     check_output(config.run, resuming=path is not None)
     board = (TensorboardCallback(Path(config.run.output).expanduser() / BOARD),) if config.run.tensorboard else ()
     callback = Callbacks((*callbacks, *board))
-    ready = prepare(config, callback)
+    # of a run that is done, only its end is told
+    ready = prepare(config, Callback() if resumption.finished else callback)
     job, state, notes = ready.job, None, list(ready.notes)
     if path is not None:
         state = read_state(path)
@@ -66,11 +67,15 @@ def run(config: TrainConfig, callbacks: tuple[Callback, ...] = (), *, dry_run: b
         changes = environment_notes(environment(job), state.values["environment"])
         notes += changes
         step = state.values["memory"]["step"]
-        callback.on_section("resume", "\n".join([f"continuing after step {step} of {job.total}: {path}", *changes]))
-    callback.on_section("plan", outlook(ready))
+        how = "finished already" if resumption.finished else "continuing"
+        callback.on_section("resume", "\n".join([f"{how} after step {step} of {job.total}: {path}", *changes]))
+    optimizer = _optimizer(job)
+    plan = outlook(ready, trial=not resumption.finished)
+    if not resumption.finished:
+        callback.on_section("plan", plan)
     if dry_run:
         return _dry_report(ready)
-    return _train(ready, callback, state, path, tuple(notes))
+    return _train(ready, optimizer, callback, state, path, tuple(notes))
 
 
 def _dry_report(ready: Ready) -> RunReport:
@@ -82,12 +87,12 @@ def _dry_report(ready: Ready) -> RunReport:
 
 
 def _train(
-    ready: Ready, callback: Callback, state: State | None, path: Path | None, notes: tuple[str, ...]
-) -> RunReport:
+    ready: Ready, optimizer: torch.optim.Optimizer, callback: Callback, state: State | None, path: Path | None,
+    notes: tuple[str, ...],
+) -> RunReport:  # fmt: skip
     """The part that writes."""
     job = ready.job
     clear_output(job.output, resuming=path is not None)
-    optimizer = _optimizer(job)
     if state is None:
         write_text(job.output / SETTINGS, to_toml(job.config))
         # The steps' random streams do not depend on what loading, probing and sampling drew.
@@ -116,7 +121,7 @@ def _optimizer(job: Job) -> torch.optim.Optimizer:
     if not job.parameters:
         # A control at rank 0 takes no step; torch refuses an optimizer over nothing.
         return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(0))])
-    return make_optimizer(job.parameters, job.config.optim, job.lr)
+    return make_optimizer(job.model, job.config.optim, job.lr)
 
 
 def _measure_before(job: Job, memory: Memory, log: MetricsLog, callback: Callback) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from deltaw.errors import ConfigError, nearest
 
-__all__ = ["FieldSpec", "check_group", "option", "specs"]
+__all__ = ["FieldSpec", "check_group", "option", "row_ids", "specs", "split"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class FieldSpec:
     Args:
         section: the TOML section, "" for a standalone group.
         name: the TOML key.
-        kind: one of ``str int float bool strings ints floats names``; the last three are mappings from names.
+        kind: one of ``str int float bool strings ints floats names rows``; the last four are mappings from names.
         optional: whether None (chosen for the user) is a value.
         default: value where nothing is given.
         flag: the long option, with its dashes.
@@ -34,6 +34,7 @@ class FieldSpec:
         low: smallest value allowed, or None.
         high: largest value allowed, or None.
         above: the value must be greater than this, or None.
+        commas: a string is a list with commas.
     """
 
     section: str
@@ -47,6 +48,7 @@ class FieldSpec:
     low: float | None
     high: float | None
     above: float | None
+    commas: bool
 
     @property
     def key(self) -> str:
@@ -62,10 +64,10 @@ class FieldSpec:
         words = {
             "str": "a string", "int": "a whole number", "float": "a number", "bool": "true or false",
             "strings": "a list of strings", "ints": "a table of whole numbers", "floats": "a table of numbers",
-            "names": "a table of strings",
+            "names": "a table of strings", "rows": "a table of lists of whole numbers >= 0",
         }[self.kind]  # fmt: skip
         if self.choices:
-            words = "one of " + ", ".join(self.choices)
+            words = ("some of " if self.kind == "strings" else "one of ") + ", ".join(self.choices)
         bounds = [
             f"{sign} {value:g}"
             for sign, value in ((">", self.above), (">=", self.low), ("<=", self.high))
@@ -83,6 +85,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
+    commas: bool = False,
 ) -> Any:
     """Declare one field of a configuration group.
 
@@ -94,18 +97,21 @@ def option(
         low: smallest value allowed.
         high: largest value allowed.
         above: the value must be greater than this.
+        commas: a string is a list with commas.
 
     Returns:
         A dataclass field.
     """
-    metadata = {"help": help, "flag": flag, "choices": choices, "low": low, "high": high, "above": above}
+    metadata = {
+        "help": help, "flag": flag, "choices": choices, "low": low, "high": high, "above": above, "commas": commas,
+    }  # fmt: skip
     if isinstance(default, dict):
         return dataclasses.field(default_factory=lambda: dict(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
 _KINDS = {str: "str", int: "int", float: "float", bool: "bool"}
-_MAPPINGS = {int: "ints", float: "floats", str: "names"}
+_MAPPINGS = {int: "ints", float: "floats", str: "names", tuple[int, ...]: "rows"}
 
 
 def _kind(hint: Any) -> tuple[str, bool]:
@@ -169,11 +175,14 @@ def _convert(spec: FieldSpec, value: Any) -> Any:
     if value is None:
         return None if spec.optional else _WRONG
     if spec.kind == "strings":
-        value = [value] if isinstance(value, str) else value
+        if isinstance(value, str):
+            value = split(value) if spec.commas else [value]
         if not isinstance(value, (list, tuple)):
             return _WRONG
         items = tuple(_scalar("str", item) for item in value)
         return _WRONG if _WRONG in items else items
+    if spec.kind == "rows":
+        return _rows(value)
     if spec.kind in _ITEM:
         if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
             return _WRONG
@@ -182,11 +191,68 @@ def _convert(spec: FieldSpec, value: Any) -> Any:
     return _scalar(spec.kind, value)
 
 
+def split(text: str) -> list[str]:
+    """Read a list with commas.
+
+    Args:
+        text: as written.
+
+    Returns:
+        The items, without the space around them.
+
+    Example:
+        >>> split("dora, lora_bias")
+        ['dora', 'lora_bias']
+    """
+    return [item.strip() for item in text.split(",")]
+
+
+def row_ids(text: str) -> tuple[int, ...]:
+    """Read token ids.
+
+    Args:
+        text: ids and ranges with commas; a range includes its end.
+
+    Returns:
+        The ids.
+
+    Raises:
+        ValueError: if the text is none.
+
+    Example:
+        >>> row_ids("7,10-12")
+        (7, 10, 11, 12)
+    """
+    found: list[int] = []
+    for item in split(text):
+        first, dash, last = item.partition("-")
+        start, stop = int(first), int(last if dash else first)
+        if stop < start:
+            raise ValueError
+        found += range(start, stop + 1)
+    return tuple(found)
+
+
+def _rows(value: Any) -> Any:
+    """A table of token ids, each entry a list or a text of ids and ranges; or ``_WRONG``."""
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        return _WRONG
+    table: dict[str, tuple[int, ...]] = {}
+    for name, ids in value.items():
+        try:
+            table[name] = row_ids(ids) if isinstance(ids, str) else tuple(ids)
+        except (TypeError, ValueError):
+            return _WRONG
+        if not table[name] or not all(type(item) is int and item >= 0 for item in table[name]):
+            return _WRONG
+    return table
+
+
 def _in_range(spec: FieldSpec, value: Any) -> bool:
     """Whether a converted value keeps to the choices and bounds."""
     if value is None:
         return True
-    if spec.choices and value not in spec.choices:
+    if spec.choices and not _chosen(spec, value):
         return False
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return True
@@ -196,6 +262,18 @@ def _in_range(spec: FieldSpec, value: Any) -> bool:
         and (spec.high is None or value <= spec.high)
         and (spec.above is None or value > spec.above)
     )
+
+
+def _chosen(spec: FieldSpec, value: Any) -> bool:
+    """Whether a value, or every item of a list, is one of the choices."""
+    items = value if isinstance(value, tuple) else (value,)
+    return bool(items) and all(item in spec.choices for item in items)
+
+
+def _stray(spec: FieldSpec, given: Any) -> str | None:
+    """The first text that is none of the choices."""
+    items = split(given) if isinstance(given, str) else given if isinstance(given, (list, tuple)) else ()
+    return next((item for item in items if isinstance(item, str) and item not in spec.choices), None)
 
 
 def check_group(group: Any, section: str) -> None:
@@ -214,8 +292,9 @@ def check_group(group: Any, section: str) -> None:
         value = _convert(spec, given)
         if value is _WRONG or not _in_range(spec, value):
             hint = f"set {spec.flag}, or `{spec.name}` under [{section}] in the TOML file"
-            if spec.choices and isinstance(given, str):
-                hint = f"closest: {nearest(given, spec.choices, 1)}; {hint}"
+            stray = _stray(spec, given) if spec.choices else None
+            if stray is not None:
+                hint = f"closest: {nearest(stray, spec.choices, 1)}; {hint}"
             raise ConfigError(
                 f"`{spec.key}` has a wrong value",
                 where=f"{spec.flag} or [{section}] {spec.name}",

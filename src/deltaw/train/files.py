@@ -1,53 +1,17 @@
-"""Writing files so that a crash at any moment leaves the old or the new one, never a part."""
+"""Writing texts and whole directories so that a crash leaves the old or the new one, never a part."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["remove_leftovers", "remove_tree", "replace_directory", "sync", "write_bytes", "write_text"]
+from deltaw.disk import TEMPORARY, sync, write_all
 
-TEMPORARY = ".deltaw-tmp-"
+__all__ = ["remove_leftovers", "remove_tree", "replace_directory", "write_text"]
+
 TRASH = ".deltaw-trash-"
-
-
-def sync(path: Path) -> None:
-    """Force a file or a directory's entries to the disk.
-
-    Args:
-        path: an existing file or directory.
-    """
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
-
-    Args:
-        path: where; its directory exists.
-        content: the bytes.
-
-    Raises:
-        OSError: if the disk is full or the place is not writable; the old file is as it was.
-    """
-    temporary = path.parent / f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}"
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_text(path: Path, content: str) -> None:
@@ -56,8 +20,11 @@ def write_text(path: Path, content: str) -> None:
     Args:
         path: where; its directory exists.
         content: the text.
+
+    Raises:
+        OSError: if the disk is full or the place is not writable; the old file is as it was.
     """
-    write_bytes(path, content.encode("utf-8"))
+    write_all(path.parent, {path.name: content.encode("utf-8")})
 
 
 def replace_directory(path: Path, fill: Callable[[Path], None]) -> None:

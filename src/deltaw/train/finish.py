@@ -6,16 +6,19 @@ import dataclasses
 import importlib.metadata
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
+from deltaw.disk import TEMPORARY, sync
 from deltaw.errors import CheckpointError, StateError
+from deltaw.train.applied import applied
 from deltaw.train.card import CardFacts, model_card
 from deltaw.train.evaluate import evaluate
-from deltaw.train.files import TEMPORARY, sync, write_text
+from deltaw.train.files import write_text
 from deltaw.train.job import Job
 from deltaw.train.loop import Outcome
 from deltaw.train.metrics import read_metrics
@@ -124,34 +127,12 @@ def _save(ready: Ready, report: RunReport) -> RunReport:
 
     saved: Any = dw.save(job.model, job.output, name=NAME)
     files = tuple(sorted(entry.name for entry in Path(saved.path).iterdir() if entry.name.startswith("adapter_")))
+    if job.new_tokens:
+        files += save_tokenizer(job)
     return dataclasses.replace(
-        report, files=files, applied=applied(job, len(ready.wearing.sites)), fidelity=_fidelity(job),
+        report, files=files, applied=applied(job.model, NAME), fidelity=_fidelity(job),
         next_commands=_next(job, learned=report.best_step != 0),
     )  # fmt: skip
-
-
-def applied(job: Job, sites: int) -> str:
-    """Count the modules whose saved update is not zero.
-
-    Args:
-        job: whose adapter was saved.
-        sites: modules that were adapted.
-
-    Returns:
-        One line.
-    """
-    import deltaw as dw
-
-    if not sites:
-        return "no low-rank update: only modules trained in full are saved"
-    adapter = dw.Adapter.open(job.output)
-    # the other users of a shared weight are written out too, but are not sites of their own
-    twins = adapter.own.get("twins", {})
-    moved = sum(norm.frobenius > 0 for path, norm in adapter.norms().items() if path not in twins)
-    line = f"applied to {moved}/{sites} modules"
-    if moved == sites:
-        return line
-    return f"{line}: the update of {'the others' if moved else 'every module'} is still zero"
 
 
 def _fidelity(job: Job) -> str:
@@ -195,11 +176,35 @@ def save_model(job: Job) -> tuple[str, ...]:
         CheckpointError: if the disk is full.
     """
     model: Any = job.model
-    place = job.output / f"{TEMPORARY}model"
+
+    def fill(place: Path) -> None:
+        model.save_pretrained(place)
+        job.tokenizer.save_pretrained(place)
+
+    return _moved_in(job, fill, "the model")
+
+
+def save_tokenizer(job: Job) -> tuple[str, ...]:
+    """Write the tokenizer with its new tokens beside the adapter, each file whole or not at all.
+
+    Args:
+        job: the run.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        CheckpointError: if the disk is full.
+    """
+    return _moved_in(job, job.tokenizer.save_pretrained, "the tokenizer")
+
+
+def _moved_in(job: Job, fill: Callable[[Path], object], what: str) -> tuple[str, ...]:
+    """Write files aside, then move each into the output."""
+    place = job.output / f"{TEMPORARY}files"
     try:
         with hushed():
-            model.save_pretrained(place)
-            job.tokenizer.save_pretrained(place)
+            fill(place)
         files = sorted(place.iterdir())
         for file in files:
             sync(file)
@@ -208,7 +213,7 @@ def save_model(job: Job) -> tuple[str, ...]:
         sync(job.output)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            "the model cannot be saved",
+            f"{what} cannot be saved",
             where=str(job.output),
             got=str(error),
             expected="a writable place with enough free space",

@@ -14,11 +14,15 @@ from typing import Any
 from torch import nn
 
 from deltaw.record import find_record
+from deltaw.train.vocabulary import TOKENS
 
-__all__ = ["FORM", "LABELS", "PromptForm", "imprint"]
+__all__ = ["FORM", "LABELS", "TASK", "PromptForm", "imprint"]
 
 LABELS = "labels"
 """Key of the class names by position, a JSON list."""
+
+TASK = "task"
+"""Key of what the adapter was trained for: causal, classification or regression."""
 
 FORM = "prompts"
 """Key of the form in which prompts stood before the answers, a JSON object."""
@@ -76,14 +80,19 @@ class PromptForm:
         return values
 
 
-def imprint(model: nn.Module, name: str, *, labels: Sequence[str] = (), form: PromptForm | None = None) -> None:
-    """Note labels and form of prompts with a worn adapter; ``save`` writes them.
+def imprint(
+    model: nn.Module, name: str, *, labels: Sequence[str] = (), form: PromptForm | None = None, task: str = "",
+    new_tokens: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Note with a worn adapter what its use needs to know; ``save`` writes it.
 
     Args:
         model: the model; nothing happens where it wears no such adapter.
         name: the adapter.
         labels: class names by position; none are noted where empty.
         form: the form of prompts, or None.
+        task: what it was trained for; not noted where empty.
+        new_tokens: tokens that were added to the base's vocabulary; not noted where empty.
     """
     record = find_record(model)
     if record is None or name not in record.adapters:
@@ -93,3 +102,7 @@ def imprint(model: nn.Module, name: str, *, labels: Sequence[str] = (), form: Pr
         metadata[LABELS] = json.dumps(list(labels))
     if form is not None:
         metadata[FORM] = form.dumps()
+    if task:
+        metadata[TASK] = task
+    if new_tokens:
+        metadata[TOKENS] = json.dumps(list(new_tokens))

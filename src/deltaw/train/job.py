@@ -55,6 +55,7 @@ class Job:
         output: the output directory.
         labels: class names.
         identity: what must be equal for a resumed run to be the same run, by name.
+        new_tokens: tokens that the tokenizer has beyond the base's.
     """
 
     config: TrainConfig
@@ -75,6 +76,7 @@ class Job:
     output: Path
     labels: tuple[str, ...]
     identity: dict[str, Any]
+    new_tokens: tuple[str, ...] = ()
 
     def batch(self, rows: Sequence[int], examples: Examples | None = None) -> Batch:
         """Collate examples.

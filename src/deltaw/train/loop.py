@@ -17,7 +17,7 @@ from deltaw.train.callbacks import Callback, StepRecord, ValidRecord
 from deltaw.train.evaluate import evaluate
 from deltaw.train.job import Job
 from deltaw.train.metrics import MetricsLog
-from deltaw.train.schedule import learning_rate, warmup_steps
+from deltaw.train.schedule import learning_rate, set_rate, warmup_steps
 from deltaw.train.snapshot import Memory, Moment, moment, rewind, take
 from deltaw.train.state import PREFIX, write_state
 from deltaw.train.wear import check_gradients, fill_state
@@ -146,8 +146,7 @@ class Loop:
         """Set the rate, step, clear; the rate used."""
         job = self.job
         lr = learning_rate(step, total=job.total, peak=job.lr, schedule=job.config.optim.schedule, warmup=self.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return lr

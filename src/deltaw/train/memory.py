@@ -9,7 +9,9 @@ transformers writes it:
   one, the (length, length) matrices besides;
 - MLP: the operands of its pointwise part, e N f times 3 (gated), 4 (GPT-2's gelu, written out) or 1 (a fused one);
 - dropout of the base, where it is on: a mask of N d bytes and an output of e N d at each of two places;
-- every trained linear layer: its input, once for all that share it, and for an adapted one the product e N r.
+- every trained linear layer: its input, once for all that share it, and for an adapted one the product e N r;
+- a variant besides: LoRA-FA no input; DoRA the output and the term, 2 e N o; VeRA, and an initialization that is
+  taken off again, float32 copies of A and B as they are multiplied.
 
 A frozen layer keeps no input: this is what LoRA saves beyond gradients and optimizer state. The loss holds the logits
 in e bytes and three float32 arrays of their shape (log-probabilities and two gradients). The formula is checked
@@ -18,17 +20,28 @@ against measured peaks in ``tests/train/test_memory.py``.
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import nn
 
 from deltaw.errors import ConfigError
+from deltaw.factors import Factors
+from deltaw.sites import request_for
 
-__all__ = ["MemoryPlan", "MemoryReport", "Workload", "activation_bytes", "memory_plan"]
+if TYPE_CHECKING:
+    from deltaw.initialize import Request
+    from deltaw.sites import Part, Plan, Site
+
+__all__ = [
+    "Kept", "MemoryPlan", "MemoryReport", "Workload", "activation_bytes", "frozen_values", "kept_by", "kept_in",
+    "memory_plan", "stored_values",
+]  # fmt: skip
 
 # Adam keeps two float32 moments for each trained number (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1).
 ADAM_BYTES = 8
@@ -78,7 +91,7 @@ class MemoryPlan:
 
     Args:
         weights: base weights.
-        adapter: trained numbers that are not base weights (float32), or the float32 master copy in full fine-tuning.
+        adapter: numbers that are not base weights (float32), or the float32 master copy in full fine-tuning.
         gradients: one for each trained number.
         optimizer: Adam's two moments.
         activations: what the blocks keep for the backward pass.
@@ -128,6 +141,126 @@ class MemoryReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a trained layer keeps for its backward pass.
+
+    Args:
+        rank: numbers of the low-rank product, for each token; 0 for a layer trained in full.
+        input: whether the layer's input is kept.
+        outputs: further numbers for each token.
+        copies: float32 numbers, however many tokens there are.
+    """
+
+    rank: int
+    input: bool = True
+    outputs: int = 0
+    copies: int = 0
+
+    def __add__(self, other: Kept) -> Kept:
+        """Both together, as for two slices of one layer."""
+        return Kept(
+            rank=self.rank + other.rank,
+            input=self.input or other.input,
+            outputs=self.outputs + other.outputs,
+            copies=self.copies + other.copies,
+        )
+
+
+Sites: TypeAlias = "Mapping[str, int | Kept]"
+
+
+def _kept(part: Part, request: Request) -> Kept:
+    """What one update keeps, by what its variant does."""
+    update, rank = part.update, part.rank * (2 if part.subtract else 1)
+    multiplied = part.subtract or update.shared is not None
+    return Kept(
+        rank=rank,
+        input="lora_A" not in update.frozen,
+        outputs=2 * part.out_features if update.reads else 0,
+        copies=rank * (request.in_features + request.out_features) if multiplied else 0,
+    )
+
+
+def kept_by(plan: Plan) -> dict[str, Kept]:
+    """Say what each site of a plan keeps.
+
+    Args:
+        plan: from ``deltaw.plan``.
+
+    Returns:
+        Path -> what it keeps; the other users of a shared weight are left out.
+    """
+    found: dict[str, Kept] = {}
+    for site in plan.sites:
+        parts = [_kept(part, request_for(site, part, plan.config.init, 0)) for part in site.parts]
+        found[site.path] = functools.reduce(Kept.__add__, parts)
+    return found
+
+
+def kept_in(model: nn.Module, name: str) -> dict[str, Kept]:
+    """Say what each module that wears an adapter keeps.
+
+    Args:
+        model: with its adapter.
+        name: which adapter.
+
+    Returns:
+        Path -> what it keeps.
+    """
+    found: dict[str, Kept] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, Factors):
+            home = path.partition(".lora.")[0]
+            if path.partition(".lora.")[2].partition(".")[0] == name:
+                mine = _kept(module.part, module.request)
+                found[home] = found[home] + mine if home in found else mine
+    return found
+
+
+def frozen_values(plan: Plan) -> int:
+    """Count what an adapter holds beside its trained numbers: where it started, and matrices that stay random.
+
+    Args:
+        plan: from ``deltaw.plan``.
+
+    Returns:
+        Number of values, float32.
+    """
+    return sum(_frozen_of(plan, site) for site in plan.sites) + _shared_values(plan.sites)
+
+
+def _frozen_of(plan: Plan, site: Site) -> int:
+    """Values of one site that are not trained."""
+    total = 0
+    for part in site.parts:
+        shapes = part.update.shapes(request_for(site, part, plan.config.init, 0))
+        total += sum(math.prod(shape) for name, shape in shapes.items() if name in part.update.frozen)
+    return total
+
+
+def stored_values(plan: Plan) -> int:
+    """Count what an adapter's file holds.
+
+    Args:
+        plan: from ``deltaw.plan``.
+
+    Returns:
+        Number of values: the trained ones, those that are not, and the updates of shared weights again for each
+        other user. Slices count as they are trained; PEFT's layout pads them with zeros.
+    """
+    twins = sum(len(site.twins) * (site.parameters + _frozen_of(plan, site)) for site in plan.sites)
+    return plan.parameters + frozen_values(plan) + twins
+
+
+def _shared_values(sites: Sequence[Site]) -> int:
+    """Matrices that all sites read, large enough for the largest."""
+    if not sites or sites[0].parts[0].update.shared is None:
+        return 0
+    rank = sites[0].parts[0].rank
+    return rank * (max(site.in_features for site in sites) + max(site.out_features for site in sites))
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Shape:
     """The sizes the formula speaks of, and the linear layers: path -> (in features, out features)."""
 
@@ -147,14 +280,15 @@ class _Shape:
 
 
 def memory_plan(
-    model: nn.Module, *, sites: Mapping[str, int], trained: int, extra: Sequence[str] = (), workload: Workload
+    model: nn.Module, *, sites: Sites, trained: int, frozen: int = 0, extra: Sequence[str] = (), workload: Workload
 ) -> MemoryReport:
     """Account for one training step of ``model``.
 
     Args:
         model: a transformers model; the meta device is enough.
-        sites: path of each adapted module -> its rank (the sum over its slices).
+        sites: path of each adapted module -> what it keeps, or its rank (the sum over its slices).
         trained: number of trained values (adapter, and full copies of modules trained beside it).
+        frozen: number of values the adapter holds beside them.
         extra: paths of linear layers trained in full beside the adapter.
         workload: the step.
 
@@ -168,13 +302,13 @@ def memory_plan(
     logits = _logit_bytes(model, shape, workload)
     lora = MemoryPlan(
         weights=e * numbers,
-        adapter=4 * trained,
+        adapter=4 * (trained + frozen),
         gradients=4 * trained,
         optimizer=ADAM_BYTES * trained,
         activations=_activations(shape, sites, extra, workload),
         logits=logits,
     )
-    everything = dict.fromkeys(shape.linears, 0)
+    everything: dict[str, int | Kept] = dict.fromkeys(shape.linears, 0)
     full = MemoryPlan(
         weights=e * numbers,
         adapter=4 * numbers if e < 4 else 0,
@@ -186,12 +320,12 @@ def memory_plan(
     return MemoryReport(lora=lora, full=full, workload=workload)
 
 
-def activation_bytes(model: nn.Module, sites: Mapping[str, int], workload: Workload, extra: Sequence[str] = ()) -> int:
+def activation_bytes(model: nn.Module, sites: Sites, workload: Workload, extra: Sequence[str] = ()) -> int:
     """Bytes the blocks keep for the backward pass, by the formula at the top of this page.
 
     Args:
         model: a transformers model; the meta device is enough.
-        sites: path of each adapted module -> its rank; rank 0 for a layer trained in full.
+        sites: path of each adapted module -> what it keeps, or its rank; 0 for a layer trained in full.
         workload: the step.
         extra: paths of linear layers trained in full beside the adapter.
 
@@ -201,12 +335,13 @@ def activation_bytes(model: nn.Module, sites: Mapping[str, int], workload: Workl
     return _activations(_shape(model), sites, extra, workload)
 
 
-def _activations(shape: _Shape, sites: Mapping[str, int], extra: Sequence[str], load: Workload) -> int:
-    blocks: dict[int, dict[str, int]] = {}
-    outside: dict[str, int] = {}
-    for path, rank in [*sites.items(), *((path, 0) for path in extra)]:
+def _activations(shape: _Shape, sites: Sites, extra: Sequence[str], load: Workload) -> int:
+    blocks: dict[int, dict[str, Kept]] = {}
+    outside: dict[str, Kept] = {}
+    for path, site in [*sites.items(), *((path, 0) for path in extra)]:
         index = _block(path)
-        (outside if index is None else blocks.setdefault(index, {}))[path] = rank
+        into = outside if index is None else blocks.setdefault(index, {})
+        into[path] = site if isinstance(site, Kept) else Kept(rank=site)
     if not blocks:
         return _inputs(shape, outside, load)
     # Blocks below the first trained one get no backward and keep nothing.
@@ -230,10 +365,13 @@ def _fixed(shape: _Shape, load: Workload) -> int:
     return norms + attention + e * n * shape.inner * shape.pointwise + masks
 
 
-def _inputs(shape: _Shape, sites: Mapping[str, int], load: Workload) -> int:
-    """Inputs of trained linear layers, each counted once for those that share it, and the low-rank products."""
-    shared = {(path.rpartition(".")[0], shape.linears[path][0]) for path in sites if path in shape.linears}
-    return load.dtype.itemsize * load.tokens * (sum(size for _, size in shared) + sum(sites.values()))
+def _inputs(shape: _Shape, sites: Mapping[str, Kept], load: Workload) -> int:
+    """Inputs of trained linear layers, each counted once for those that share it, and what an adapter keeps."""
+    kept = [path for path, site in sites.items() if site.input and path in shape.linears]
+    shared = {(path.rpartition(".")[0], shape.linears[path][0]) for path in kept}
+    own = sum(site.rank + site.outputs for site in sites.values())
+    copies = 4 * sum(site.copies for site in sites.values())
+    return load.dtype.itemsize * load.tokens * (sum(size for _, size in shared) + own) + copies
 
 
 def _logit_bytes(model: nn.Module, shape: _Shape, load: Workload) -> int:

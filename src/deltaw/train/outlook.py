@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deltaw.reports import size
+from deltaw.reports import plural, size
 from deltaw.train.batches import longest_batch
 from deltaw.train.job import Job
 from deltaw.train.memory import Workload, memory_plan
@@ -13,11 +13,12 @@ from deltaw.train.state import PREFIX
 __all__ = ["outlook"]
 
 
-def outlook(ready: Ready) -> str:
+def outlook(ready: Ready, *, trial: bool = True) -> str:
     """Work out the plan of a run, and try it.
 
     Args:
         ready: the run; left exactly as it was.
+        trial: whether steps are left, so that a trial of the longest batch says something.
 
     Returns:
         Lines for the user.
@@ -27,10 +28,11 @@ def outlook(ready: Ready) -> str:
     shortest = min(range(len(job.plan.lengths)), key=lambda index: job.plan.lengths[index])
     job.losses.verify(job.batch([shortest]).to(job.device))
     per_epoch = job.plan.steps(1)
-    lines = [f"{job.total:,} steps, {per_epoch:,} per epoch; {job.losses.note}", _memory(ready)]
+    lines = [f"{plural(job.total, 'step')}, {per_epoch:,} per epoch; {job.losses.note}", _memory(ready)]
     if job.save_every:
-        lines.append(f"a state to resume from every {job.save_every} steps: {job.output}/{PREFIX}N")
-    if job.config.run.probe and job.total:
+        often = "step" if job.save_every == 1 else f"{job.save_every:,} steps"
+        lines.append(f"a state to resume from every {often}: {job.output}/{PREFIX}N")
+    if job.config.run.probe and job.total and trial:
         lines.append(f"longest batch tried: {probe(job)}")
     return "\n".join(lines)
 
@@ -54,6 +56,7 @@ def _memory(ready: Ready) -> str:
             job.model,
             sites=ready.wearing.sites,
             trained=sum(parameter.numel() for _, parameter in job.parameters),
+            frozen=ready.wearing.frozen,
             extra=tuple(extra),
             workload=load,
         )

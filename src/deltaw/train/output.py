@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from deltaw.disk import TEMPORARY
 from deltaw.errors import ConfigError
 from deltaw.train.config import RunConfig
-from deltaw.train.files import TEMPORARY, TRASH, remove_leftovers, remove_tree
+from deltaw.train.files import TRASH, remove_leftovers, remove_tree
 from deltaw.train.state import PREFIX
 
 __all__ = ["METRICS", "REPORT", "SETTINGS", "check_output", "clear_output"]
@@ -22,8 +23,8 @@ KNOWN = frozenset(
         "vocab.txt", "merges.txt", "chat_template.jinja", "model.safetensors.index.json", "added_tokens.json",
     }
 )  # fmt: skip
-# The last two: shards of a large model, and what a kill left of an adapter half written.
-STARTS = (PREFIX, TEMPORARY, TRASH, "model-0", ".adapter_")
+# The last: shards of a large model.
+STARTS = (PREFIX, TEMPORARY, TRASH, "model-0")
 
 
 def _foreign(output: Path) -> list[str]:

@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from deltaw.train.files import write_bytes
+from deltaw.disk import write_all
 
 __all__ = ["plot_loss"]
 
@@ -39,7 +39,7 @@ def plot_loss(records: list[dict[str, Any]], path: Path, title: str) -> None:
     buffer = io.BytesIO()
     # Without these two fields equal losses give equal files.
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None, "Creation Time": None})
-    write_bytes(path, buffer.getvalue())
+    write_all(path.parent, {path.name: buffer.getvalue()})
 
 
 def _series(records: list[dict[str, Any]], kind: str) -> tuple[list[int], list[float]]:

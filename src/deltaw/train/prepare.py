@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 import torch
 
 import deltaw.train.defaults as defaults
+from deltaw.reports import plural
 from deltaw.train.batches import eval_batches
 from deltaw.train.callbacks import Callback
 from deltaw.train.config import TrainConfig
 from deltaw.train.defaults import Choices, Facts
 from deltaw.train.imprint import PromptForm, imprint
 from deltaw.train.job import Job
+from deltaw.train.looking import Looking
 from deltaw.train.loss import Losses
 from deltaw.train.material import Material, Source, check_vocabulary, fingerprint, open_rows, tokenize
 from deltaw.train.model import Loaded, base_config, load_model, load_tokenizer, pick_device, pick_dtype
 from deltaw.train.rng import seed_everything
-from deltaw.train.wear import NAME, Wearing, parameters_per_rank, wear
+from deltaw.train.vocabulary import NewTokens, add_tokens, grow, table_path, tokens_of
+from deltaw.train.wear import NAME, Wearing, lora_config, parameters_per_rank, wear
 
 __all__ = ["Ready", "prepare"]
 
@@ -60,25 +64,42 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     choices = Choices()
+    if config.adapter.method == "lora" and config.adapter.start is None:
+        # refuses variants that do not combine before anything is read
+        lora_config(config, config.adapter.rank or 2)
     declared = base_config(config.model.path)
     tokenizer, padding = load_tokenizer(config.model.path)
+    new = add_tokens(tokenizer, _new_tokens(config))
     source = open_rows(config)
     positions = _positions(declared, tokenizer)
     max_length = defaults.choose_length(choices, config, positions)
     material = tokenize(config, source, tokenizer, max_length)
     _tell_data(callback, config, source, material, tokenizer)
     loaded = _load(config, source.task, tokenizer, material.labels)
+    grown = grow(loaded.model, new, config.model.path)
     check_vocabulary(material.train, loaded.model.get_input_embeddings().num_embeddings, config.data.path)  # type: ignore[operator]
-    wearing, facts = _wear(config, choices, loaded, material, positions, source.task)
-    imprint(loaded.model, NAME, labels=material.labels, form=_form(config, source))
+    wearing, facts = _wear(config, choices, loaded, material, positions, source.task, tokenizer, new)
+    imprint(
+        loaded.model, NAME, labels=material.labels, form=_form(config, source), task=source.task, new_tokens=new.texts
+    )
     job, total = _job(config, choices, loaded, source.task, material, wearing, tokenizer, facts)
-    lines = [*loaded.notes, *material.notes, *wearing.notes]
+    job = dataclasses.replace(job, new_tokens=new.texts)
+    lines = [*loaded.notes, *grown, *material.notes, *wearing.notes]
     callback.on_section("model", "\n".join([*_describe(config, loaded), padding, wearing.summary, *lines]))
     callback.on_section("settings", "\n".join(map(str, choices.made)))
     advice = defaults.advice(choices, facts, config, total)
     if advice:
         callback.on_section("advice", "\n".join(advice))
     return Ready(job=job, choices=choices, material=material, wearing=wearing, notes=tuple(material.notes))
+
+
+def _new_tokens(config: TrainConfig) -> tuple[str, ...]:
+    """Tokens to add: those asked for, or those of the adapter that is continued."""
+    if config.adapter.start is None:
+        return config.adapter.new_tokens
+    from deltaw.adapter import Adapter
+
+    return tokens_of(Adapter.open(Path(config.adapter.start).expanduser()).metadata)
 
 
 def _form(config: TrainConfig, source: Source) -> PromptForm | None:
@@ -131,7 +152,7 @@ def _describe(config: TrainConfig, loaded: Loaded) -> list[str]:
     dtype_why = pick_dtype(config.model.dtype, loaded.device, config.adapter.method)[1]
     dtype = str(loaded.dtype).removeprefix("torch.")
     count = sum(parameter.numel() for name, parameter in loaded.model.named_parameters() if ".lora." not in name)
-    threads = f", {torch.get_num_threads()} threads" if loaded.device.type == "cpu" else ""
+    threads = f", {plural(torch.get_num_threads(), 'thread')}" if loaded.device.type == "cpu" else ""
     return [
         f"{config.model.path}: {type(loaded.model).__name__}, {count:,} parameters",
         f"device {loaded.device} ({device_why}){threads}; {dtype} ({dtype_why})",
@@ -139,8 +160,9 @@ def _describe(config: TrainConfig, loaded: Loaded) -> list[str]:
 
 
 def _wear(
-    config: TrainConfig, choices: Choices, loaded: Loaded, material: Material, positions: int | None, task: str
-) -> tuple[Wearing, Facts]:
+    config: TrainConfig, choices: Choices, loaded: Loaded, material: Material, positions: int | None, task: str,
+    tokenizer: Any, new: NewTokens,
+) -> tuple[Wearing, Facts]:  # fmt: skip
     """Settle the rank and put the adapter on."""
     text: Any = loaded.model.config.get_text_config()  # type: ignore[operator,union-attr]
     fresh = config.adapter.method == "lora" and config.adapter.start is None
@@ -154,7 +176,13 @@ def _wear(
     )
     rank = defaults.choose_rank(choices, config, facts) if fresh else 0
     defaults.add_fixed(choices, config, adapter=fresh, task=task)
-    return wear(loaded.model, config, rank, loaded.heads), facts
+    # the batches of the run, whose choice is recorded later, where batches are spoken of
+    plan, _ = defaults.choose_batches(Choices(), config, [int(length) for length in material.train.lengths])
+    looking = Looking(
+        material.train, plan, config.adapter.init_batches, tokenizer.pad_token_id, task, loaded.model
+    )  # fmt: skip
+    rows = {table_path(loaded.model): new.ids} if new.ids and fresh else None
+    return wear(loaded.model, config, rank, loaded.heads, rows=rows, looking=looking), facts
 
 
 def _job(

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deltaw.reports import figures, plural
 from deltaw.train.probe import duration
 from deltaw.train.sample import Sample, quoted
 
-__all__ = ["RunReport", "metrics_line", "shell"]
+__all__ = ["RunReport", "metric", "metrics_line", "shell"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +71,10 @@ class RunReport:
 
     def __str__(self) -> str:
         if self.dry:
-            return f"dry run: {self.total} steps planned, nothing was written; drop --dry-run to train"
-        lines = [f"{'interrupted' if self.interrupted else 'finished'} after {self.steps} of {self.total} steps"]
+            return f"dry run: {plural(self.total, 'step')} planned, nothing was written; drop --dry-run to train"
+        lines = [
+            f"{'interrupted' if self.interrupted else 'finished'} after {self.steps} of {plural(self.total, 'step')}"
+        ]
         if self.early:
             lines[0] += ": validation stopped improving"
         lines += self._numbers()
@@ -94,7 +97,7 @@ class RunReport:
             lines.append(f"validation after:  {metrics_line(self.after)}{chosen}{_change(self.before, self.after)}")
         if self.last:
             lines.append(f"the last step had: {metrics_line(self.last)}")
-        if self.seconds:
+        if self.tokens and self.seconds:
             speed = self.tokens / self.seconds
             peak = f", peak memory {self.peak_bytes / 2**20:,.0f} MiB" if self.peak_bytes else ""
             lines.append(f"{duration(self.seconds)} with validations and states, {speed:,.0f} tokens/s{peak}")
@@ -111,10 +114,23 @@ def metrics_line(metrics: dict[str, float]) -> str:
         Text.
 
     Example:
-        >>> metrics_line({"loss": 1.25, "accuracy": 0.5})
-        'loss 1.2500, accuracy 0.5000'
+        >>> metrics_line({"loss": 1.25, "perplexity": 3.4903})
+        'loss 1.2500, perplexity 3.490'
     """
-    return ", ".join(f"{name} {value:.4f}" if value < 1e4 else f"{name} {value:.3g}" for name, value in metrics.items())
+    return ", ".join(f"{name} {metric(name, value)}" for name, value in metrics.items())
+
+
+def metric(name: str, value: float) -> str:
+    """Write one metric: four decimals, and perplexity, which has no upper end, four significant figures.
+
+    Args:
+        name: which.
+        value: of it.
+
+    Returns:
+        Text.
+    """
+    return figures(value) if name == "perplexity" or value >= 1e4 else f"{value:.4f}"
 
 
 def _change(before: dict[str, float], after: dict[str, float]) -> str:

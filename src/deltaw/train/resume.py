@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,12 @@ class Resumption:
     Args:
         config: the settings of the run, from its state.
         state: the state's directory; None where the run starts fresh.
+        finished: whether no step is left to do.
     """
 
     config: TrainConfig
     state: Path | None
+    finished: bool = False
 
 
 def find_resumption(config: TrainConfig) -> Resumption:
@@ -55,7 +58,8 @@ def find_resumption(config: TrainConfig) -> Resumption:
     if path is None:
         config.require()
         return Resumption(config=config, state=None)
-    saved = read_values(path)["config"]
+    found = read_values(path)
+    saved = found["config"]
     _refuse_changes(config, saved, path)
     values: dict[str, dict[str, Any]] = {section: dict(table) for section, table in saved.items()}
     asked = config.values()
@@ -63,7 +67,14 @@ def find_resumption(config: TrainConfig) -> Resumption:
         section, name = key.split(".")
         values[section][name] = asked[section][name]
     values["run"] |= {"output": str(path.parent), "resume": wanted, "overwrite": False}
-    return Resumption(config=from_values(values), state=path)
+    settled = from_values(values)
+    # what the run chose for itself is still its choice
+    before = set(found.get("given") or TrainConfig(**{s: getattr(settled, s) for s in values}).given or ())
+    given = frozenset(before | set(config.given or ()))
+    memory = found["memory"]
+    patience = settled.run.patience
+    finished = memory["step"] >= found["total"] or bool(patience and memory["stale"] >= patience)
+    return Resumption(config=dataclasses.replace(settled, given=given), state=path, finished=finished)
 
 
 def _refuse_changes(config: TrainConfig, saved: dict[str, dict[str, Any]], path: Path) -> None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch.nn import Parameter
+from torch import nn
 
 from deltaw.train.config import OptimConfig
 
-__all__ = ["learning_rate", "make_optimizer", "warmup_steps"]
+__all__ = ["learning_rate", "make_optimizer", "set_rate", "warmup_steps"]
 
 
 def warmup_steps(warmup: float, total: int) -> int:
@@ -56,26 +55,38 @@ def learning_rate(step: int, *, total: int, peak: float, schedule: str, warmup: 
     return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-def make_optimizer(parameters: Sequence[tuple[str, Parameter]], config: OptimConfig, lr: float) -> torch.optim.AdamW:
-    """AdamW over exactly the trainable parameters, one group, in one fused kernel.
+def make_optimizer(model: nn.Module, config: OptimConfig, lr: float) -> torch.optim.AdamW:
+    """AdamW over exactly the trainable parameters, in one fused kernel where the device has one.
 
     Args:
-        parameters: from ``deltaw.trainable``; at least one.
-        config: betas, epsilon and weight decay.
+        model: with its adapter; something of it is trained.
+        config: betas, epsilon, weight decay and LoRA+'s ratio.
         lr: the first step's rate.
 
     Returns:
-        The optimizer.
+        The optimizer; ``factor`` of each group is its rate over the schedule's.
     """
-    fused = all(
-        parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for _, parameter in parameters
-    )
+    from deltaw.optim import param_groups
+
+    groups = param_groups(model, lr=1.0, lora_plus=config.lora_plus, weight_decay=config.weight_decay)
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    fused = all(parameter.is_floating_point() and parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     return torch.optim.AdamW(
-        [parameter for _, parameter in parameters],
+        [{**group, "factor": group["lr"], "lr": lr * group["lr"]} for group in groups],
         lr=lr,
         betas=(config.beta1, config.beta2),
         eps=config.eps,
-        weight_decay=config.weight_decay,
         fused=fused,
         foreach=None if fused else True,
     )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group its rate.
+
+    Args:
+        optimizer: from ``make_optimizer``.
+        lr: the schedule's rate.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("factor", 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from deltaw.errors import ResumeError, nearest
 from deltaw.train import rng
 from deltaw.train.job import Job
 from deltaw.train.state import State
+from deltaw.train.wear import adapter_buffers
 
 __all__ = ["Memory", "Moment", "environment", "moment", "restore", "rewind", "take"]
 
@@ -137,6 +139,8 @@ def take(job: Job, optimizer: torch.optim.Optimizer, memory: Memory, then: Momen
         tensors[f"param.{name}"] = _stored(parameter)
         for part, tensor in optimizer.state.get(parameter, {}).items():
             tensors[f"{part}.{name}"] = _stored(tensor)
+    for name, tensor in adapter_buffers(job.model).items():
+        tensors[f"buffer.{name}"] = _stored(tensor)
     if memory.best_step != memory.step:
         tensors |= {f"best.{name}": tensor for name, tensor in memory.best.items()}
     tensors |= {f"rng.{name}": tensor for name, tensor in then.random.tensors.items()}
@@ -149,6 +153,7 @@ def take(job: Job, optimizer: torch.optim.Optimizer, memory: Memory, then: Momen
         "identity": job.identity,
         "environment": environment(job),
         "config": job.config.values(),
+        "given": sorted(job.config.given or ()),
     }
     return State(tensors=tensors, values=values)
 
@@ -158,7 +163,7 @@ def _stored(tensor: Tensor) -> Tensor:
 
 
 def restore(job: Job, optimizer: torch.optim.Optimizer, state: State) -> Memory:
-    """Copy a state into the live parameters, optimizer and random streams.
+    """Copy a state into the live parameters, buffers, optimizer and random streams.
 
     Args:
         job: the run, its model with a fresh adapter of the same shape.
@@ -173,7 +178,12 @@ def restore(job: Job, optimizer: torch.optim.Optimizer, state: State) -> Memory:
     """
     stored = state.group("param")
     _check_shapes(dict(job.parameters), stored)
+    buffers = adapter_buffers(job.model)
+    _check_shapes(buffers, state.group("buffer"))
     with torch.no_grad():
+        # what a start was made of need not be the same bits twice: the state's are the run's
+        for name, tensor in buffers.items():
+            tensor.copy_(state.tensors[f"buffer.{name}"])
         for name, parameter in job.parameters:
             parameter.copy_(stored[name])
             slots = {part: state.tensors.get(f"{part}.{name}") for part in ("step", "exp_avg", "exp_avg_sq")}
@@ -199,7 +209,7 @@ def _moments(slots: dict[str, Tensor | None], parameter: Parameter, optimizer: t
     return moved
 
 
-def _check_shapes(live: dict[str, Parameter], stored: dict[str, Tensor]) -> None:
+def _check_shapes(live: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> None:
     absent = [name for name in live if name not in stored]
     problems = [f"{name} is not in the state (closest: {nearest(name, stored, 1)})" for name in absent]
     problems += [f"{name} is not in the model" for name in stored if name not in live]
@@ -211,8 +221,8 @@ def _check_shapes(live: dict[str, Parameter], stored: dict[str, Tensor]) -> None
     if problems:
         raise ResumeError(
             "the state does not fit the model",
-            where="the trained parameters",
+            where="the tensors of the run",
             got="; ".join(problems[:4]) + (f"; and {len(problems) - 4} more" if len(problems) > 4 else ""),
-            expected=f"the {len(live)} trained parameters of this run",
+            expected=f"its {len(live)} tensors, each in its shape",
             hint="resume with the model and the settings that the run was started with",
         )

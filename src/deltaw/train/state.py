@@ -1,6 +1,6 @@
 """The state a run resumes from: one directory ``checkpoint-N``, whole or not there at all.
 
-It holds ``state.safetensors`` (trained parameters, optimizer moments, random generators, the best parameters so far)
+It holds ``state.safetensors`` (the adapter's tensors, optimizer moments, random generators, the best parameters so far)
 and ``state.json`` (position, configuration, versions, and the digest of the former); beside them the adapter of that
 step in PEFT's layout, so that every state is also a usable adapter. No pickle is written or read.
 """
@@ -33,7 +33,7 @@ class State:
     """A moment of a run.
 
     Args:
-        tensors: by key: ``param.*``, ``exp_avg.*``, ``exp_avg_sq.*``, ``step.*``, ``rng.*``, ``best.*``.
+        tensors: by key: ``param.*``, ``buffer.*``, ``exp_avg.*``, ``exp_avg_sq.*``, ``step.*``, ``rng.*``, ``best.*``.
         values: everything that JSON can hold.
     """
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from deltaw.errors import StateError
-from deltaw.train.config import TrainConfig
+from deltaw.reports import plural
+from deltaw.train.config import TrainConfig, spec_of
+from deltaw.train.memory import Kept, frozen_values, kept_by, kept_in
 
 if TYPE_CHECKING:
     from deltaw.config import LoRAConfig
     from deltaw.train.job import Job
+    from deltaw.train.looking import Looking
 
-__all__ = ["Wearing", "check_gradients", "fill_state", "lora_config", "parameters_per_rank", "wear"]
+__all__ = [
+    "Wearing", "adapter_buffers", "check_gradients", "fill_state", "lora_config", "parameters_per_rank", "wear",
+]  # fmt: skip
 
 NAME = "default"
+# Even, so that an initialization that halves the rank takes them.
+_TWO_RANKS = (2, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,35 +35,43 @@ class Wearing:
 
     Args:
         parameters: exactly the trainable ones, by name.
-        sites: path of each adapted module -> its rank; empty in full fine-tuning.
+        sites: path of each adapted module -> what it keeps for the backward pass; empty in full fine-tuning.
+        frozen: number of values that the adapter holds beside the trained ones.
         summary: one line.
         notes: lines the user should see.
     """
 
     parameters: tuple[tuple[str, Parameter], ...]
-    sites: dict[str, int]
+    sites: dict[str, Kept]
     summary: str
     notes: tuple[str, ...] = ()
+    frozen: int = 0
 
 
-def lora_config(config: TrainConfig, rank: int, heads: Sequence[str] = ()) -> LoRAConfig:
+def lora_config(
+    config: TrainConfig, rank: int, heads: Sequence[str] = (), rows: Mapping[str, Sequence[int]] | None = None
+) -> LoRAConfig:
     """Translate the adapter group for the core.
 
     Args:
         config: the user's settings.
         rank: the settled rank.
         heads: freshly initialized modules, trained in full.
+        rows: rows of new tokens, beside those the settings name.
 
     Returns:
         The core's configuration.
     """
     from deltaw.config import LoRAConfig
+    from deltaw.variants import variant_of
 
     adapter = config.adapter
+    # the default is no wish where nothing is scaled; a wish is refused by the core
+    plain = not variant_of(adapter.variant).scaled and adapter.alpha == spec_of("adapter.alpha").default
     return LoRAConfig(
         targets=adapter.targets,
         rank=rank,
-        alpha=adapter.alpha,
+        alpha=rank if plain else adapter.alpha,
         dropout=adapter.dropout,
         rank_stabilized=adapter.rank_stabilized,
         init=adapter.init,
@@ -66,7 +81,10 @@ def lora_config(config: TrainConfig, rank: int, heads: Sequence[str] = ()) -> Lo
         alpha_pattern=adapter.alpha_pattern,
         bias=adapter.bias,
         train_also=tuple(dict.fromkeys((*heads, *adapter.train_also))),
-        ties=adapter.ties,
+        train_rows={**adapter.train_rows, **(rows or {})},
+        variant=adapter.variant,
+        # the rows of a new token are one thing to an embedding and the head that is tied to it
+        ties="share" if rows and adapter.ties == "refuse" else adapter.ties,
         seed=config.run.seed,
     )
 
@@ -79,17 +97,28 @@ def parameters_per_rank(model: nn.Module, config: TrainConfig) -> int:
         config: the user's settings.
 
     Returns:
-        Number of parameters at rank 1, patterns left out.
+        Number of parameters that one more rank brings, patterns left out.
     """
     import dataclasses
 
     import deltaw as dw
 
-    plain = dataclasses.replace(lora_config(config, 1), rank_pattern={}, alpha_pattern={}, train_also=())
-    return int(dw.plan(model, plain).parameters)
+    one, two = (
+        dataclasses.replace(lora_config(config, rank), rank_pattern={}, alpha_pattern={}) for rank in _TWO_RANKS
+    )
+    per_rank = (dw.plan(model, two).parameters - dw.plan(model, one).parameters) // (_TWO_RANKS[1] - _TWO_RANKS[0])
+    return int(per_rank)
 
 
-def wear(model: nn.Module, config: TrainConfig, rank: int, heads: Sequence[str] = ()) -> Wearing:
+def wear(
+    model: nn.Module,
+    config: TrainConfig,
+    rank: int,
+    heads: Sequence[str] = (),
+    *,
+    rows: Mapping[str, Sequence[int]] | None = None,
+    looking: Looking | None = None,
+) -> Wearing:
     """Make a model trainable as configured.
 
     Args:
@@ -97,6 +126,8 @@ def wear(model: nn.Module, config: TrainConfig, rank: int, heads: Sequence[str] 
         config: the user's settings.
         rank: the settled rank; not read when continuing from an adapter.
         heads: freshly initialized modules, trained in full.
+        rows: rows of new tokens.
+        looking: the first batches, for an initialization that starts from data.
 
     Returns:
         What is trained.
@@ -112,30 +143,47 @@ def wear(model: nn.Module, config: TrainConfig, rank: int, heads: Sequence[str] 
         trained = tuple(dw.trainable(model))
         summary = f"continuing from {config.adapter.start}: applied to {loaded.applied}/{loaded.total} modules"
         return Wearing(
-            parameters=trained, sites=_sites(model), summary=f"{summary}, {_count(trained)} parameters",
-            notes=tuple(loaded.notes),
+            parameters=trained, sites=kept_in(model, NAME), summary=f"{summary}, {_count(trained)} parameters",
+            notes=tuple(loaded.notes), frozen=_frozen(model),
         )  # fmt: skip
-    report: Any = dw.attach(model, lora_config(config, rank, heads), name=NAME)
+    arguments = {} if looking is None else looking.arguments(config.adapter.init)
+    report: Any = dw.attach(model, lora_config(config, rank, heads, rows), name=NAME, **arguments)
     trained = tuple(dw.trainable(model))
     if not trained:
         summary = "nothing is trained (rank 0): the base itself, as a control"
     else:
-        summary = f"LoRA on {len(report.sites)} modules: {_count(trained)} parameters"
-    return Wearing(parameters=trained, sites=_sites(model), summary=summary, notes=tuple(report.notes))
+        summary = f"{_kind(config)} on {plural(len(report.sites), 'module')}: {_count(trained)} parameters"
+    return Wearing(
+        parameters=trained, sites=kept_by(report.plan), summary=summary, notes=tuple(report.notes),
+        frozen=frozen_values(report.plan),
+    )  # fmt: skip
 
 
 def _count(parameters: Sequence[tuple[str, Parameter]]) -> str:
     return f"{sum(parameter.numel() for _, parameter in parameters):,}"
 
 
-def _sites(model: nn.Module) -> dict[str, int]:
-    """Modules that wear a low-rank update, and the sum of their ranks."""
-    ranks: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
-        if name.endswith(".lora_A"):
-            path = name.partition(".lora.")[0]
-            ranks[path] = ranks.get(path, 0) + parameter.shape[0]
-    return ranks
+def _kind(config: TrainConfig) -> str:
+    """What is trained, in a word or two."""
+    names = [name for name in config.adapter.variant if name != "lora"]
+    return f"LoRA ({', '.join(names)})" if names else "LoRA"
+
+
+def adapter_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Find what an adapter holds beside its parameters: where it started, matrices that are not trained.
+
+    Args:
+        model: with its adapter.
+
+    Returns:
+        Name -> the live tensor.
+    """
+    found = {name: tensor for name, tensor in model.named_buffers() if ".lora." in f".{name}"}
+    return {name: tensor for name, tensor in found.items() if tensor.is_floating_point()}
+
+
+def _frozen(model: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in adapter_buffers(model).values())
 
 
 def check_gradients(model: nn.Module, method: str) -> None:
@@ -177,3 +225,5 @@ def fill_state(job: Job, place: Path) -> None:
 
     if job.config.adapter.method == "lora" and job.parameters:
         dw.save(job.model, place, name=NAME)
+        if job.new_tokens:
+            job.tokenizer.save_pretrained(place)
