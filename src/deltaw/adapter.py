@@ -20,7 +20,7 @@ from deltaw.config import LoRAConfig
 from deltaw.disk import safetensors_bytes, write_files
 from deltaw.errors import CheckpointError, nearest
 from deltaw.functional import scaling_of
-from deltaw.keys import TWICE, Contents, read_keys
+from deltaw.keys import TWICE, Contents, factors_meet, read_keys
 from deltaw.notes import read_notes
 from deltaw.peft_config import alpha_for, from_peft
 from deltaw.read import CONFIG, WEIGHTS, read_config, read_tensors
@@ -170,7 +170,7 @@ class Adapter:
             A of shape (R, I) and B of shape (O, R), as stored.
 
         Raises:
-            CheckpointError: if there is no such module, or one factor is missing.
+            CheckpointError: if there is no such module, one factor is missing, or they do not fit each other.
         """
         factors = self.contents.factors
         if path not in factors or set(factors[path]) != {0, 1}:
@@ -181,7 +181,16 @@ class Adapter:
                 expected="a module with lora_A and lora_B",
                 hint=f"nearest: {nearest(path, factors)}.",
             )
-        return factors[path][0], factors[path][1]
+        lora_A, lora_B = factors[path][0], factors[path][1]
+        if not factors_meet(lora_A, lora_B):
+            raise CheckpointError(
+                "the factors of this module do not fit together",
+                where=f"{self.where}, module '{path}'",
+                got=f"A {tuple(lora_A.shape)} of {lora_A.dtype} and B {tuple(lora_B.shape)} of {lora_B.dtype}",
+                expected="A of shape (R, I) and B of shape (O, R), of floating-point numbers",
+                hint="the file is damaged or incomplete: copy it again.",
+            )
+        return lora_A, lora_B
 
     def scaling(self, path: str) -> float:
         """Factor on one module's update, by PEFT's rules.
@@ -218,10 +227,22 @@ class Adapter:
 
         Returns:
             Shape (R,), descending, float64.
+
+        Raises:
+            CheckpointError: if the update is damaged.
         """
         from deltaw.algebra.factored import singular_values
 
-        values = torch.cat([singular_values(*pair) for pair in self._pairs(path, torch.float64)])
+        pairs = self._pairs(path, torch.float64)
+        if not all(bool(torch.isfinite(factor).all()) for pair in pairs for factor in pair):
+            raise CheckpointError(
+                "the adapter holds values that are not finite",
+                where=f"{self.where}, module '{path}'",
+                got="NaN or infinity",
+                expected="finite numbers",
+                hint="the training that wrote it diverged; take an earlier checkpoint.",
+            )
+        values = torch.cat([singular_values(*pair) for pair in pairs])
         return values.sort(descending=True).values * abs(self.scaling(path))
 
     def _pairs(self, path: str, dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:

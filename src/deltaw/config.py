@@ -124,7 +124,7 @@ class LoRAConfig:
     def _check_numbers(self) -> None:
         alphas = (("alpha", self.alpha), *((f"alpha_pattern[{k!r}]", v) for k, v in self.alpha_pattern.items()))
         for where, alpha in alphas:
-            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < abs(alpha) < 1e38:
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 1e-30 < abs(alpha) < 1e30:
                 raise ConfigError(
                     "alpha must be a finite number other than zero",
                     where=f"LoRAConfig.{where}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -92,6 +92,8 @@ class _Fitting(SiteFitting):
             found = [p for p, m in self.modules.items() if matcher.matches(p, m) and kind_of(m) is not None]
             if not found:
                 self.notes.append(f"target {pattern!r} of the file matches nothing in this model")
+            # PEFT adapts both projections of an attention
+            found += [f"{p}.out_proj" for p in found if isinstance(self.modules[p], nn.MultiheadAttention)]
             for path in found:
                 excluded = any(Matcher(p).matches(path, self.modules[path]) for p in config.exclude)  # type: ignore[union-attr]
                 if (
@@ -267,10 +269,9 @@ def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -
     Raises:
         CheckpointError: with every problem, if anything does not fit.
     """
-    # arithmetic has no rules for one-byte floats, whose values fp32 holds exactly
-    wide = {k: t.float() if t.is_floating_point() and t.itemsize == 1 else t for k, t in adapter.tensors.items()}
-    work = _Fitting(model, replace(adapter, tensors=wide), allow_other_base)
+    work = _Fitting(model, adapter, allow_other_base)
     work.finite()
+    work.problems += [f"'{key}' and another key of the file name one place" for key in work.contents.twice]
     work.sites()
     work.rows()
     work.expected()
@@ -310,7 +311,7 @@ def fit(model: nn.Module, adapter: Adapter, *, allow_other_base: bool = False) -
         rows=work.token_rows,
         copies=work.copies,
         biases=work.biases,
-        total=total - len(work.own.get("unworn", ())),
+        total=total - len(work.contents.factors.keys() & set(work.own.get("unworn", ()))),
         notes=work.notes + list(made.notes),
     )
 

@@ -70,6 +70,8 @@ class SiteFitting:
             elif path not in self.own.get("unworn", ()):
                 lora_B = pair[1] * TWICE if path in self.contents.inner else pair[1]
                 self._site(path, module, kind, *kind.unpack(module, pair[0], lora_B))
+            elif bool(pair[1].any()):
+                self.problems.append(f"'{path}' holds an update, where deltaw noted none")
         for path in sorted(set(self.contents.extras) - set(self.contents.factors)):
             self.problems.append(f"'{path}' has {', '.join(self.contents.extras[path])} but no factors")
         self._vectors()
@@ -97,6 +99,8 @@ class SiteFitting:
         if extras is None:
             return
         alpha = alpha_for(self.raw, named)
+        # what is folded into B is taken out in at least fp32, in which factors are held
+        lora_A, lora_B = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (lora_A, lora_B))
         stack = Stack(lora_A, lora_B, scaling_of(rank, alpha, self.stabilized), extras, alpha)
         try:
             self._parts(path, n_out, stack)
@@ -129,15 +133,20 @@ class SiteFitting:
             # only where it was folded: a scaling computed again from alpha may differ in its last bit
             folded = abs(factor - 1) > 1e-9
             B = stack.lora_B[:, :rank]
+            if bool(stack.lora_A[rank:].any()) or bool(stack.lora_B[:, rank:].any()):
+                self.problems.append(f"'{path}' holds more than the rank {rank} that deltaw noted")
             stack = Stack(stack.lora_A[:rank], B * factor if folded else B, padded["scaling"], stack.extras)
             stack.alpha = padded["alpha"] or stack.numerator(self.stabilized)
         if said:
-            found = []
+            found, held = [], stack.lora_B.count_nonzero()
             for note, tensors in unstacked(stack, said):
                 rows = tuple((int(a), int(b)) for a, b in note["rows"])
                 sizes = (int(note["rank"]), note["alpha"], note["scaling"], len(tensors["lora_B"]))
                 found.append(self._part(note["name"], *sizes, "start_A" in tensors, rows))
                 self.tensors[path, note["name"]] = tensors
+                held -= sum(tensors[name].count_nonzero() for name in ("lora_B", "start_B") if name in tensors)
+            if held:
+                self.problems.append(f"'{path}' holds an update outside the slices that deltaw noted")
             self.chosen[path] = Choice(path, parts=tuple(found))
             return
         rank = stack.rank if started is None else int(started["rank"])

@@ -8,12 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 from deltaw.layers import KINDS
 
-__all__ = ["EXTRAS", "INNER", "PREFIX", "ROWS", "SHARED", "TWICE", "VECTORS", "Contents", "read_keys"]
+__all__ = ["EXTRAS", "INNER", "PREFIX", "ROWS", "SHARED", "TWICE", "VECTORS", "Contents", "factors_meet", "read_keys"]
 
 PREFIX = "base_model.model."
 _SUFFIXES = {
@@ -48,6 +49,7 @@ class Contents:
         rows: path -> trained rows of a token table.
         base: "path.parameter" -> a copy of a frozen base parameter that PEFT wrote along, or a trained bias.
         rest: "path.parameter" -> everything else: full copies and biases of modules without factors.
+        twice: keys whose place another key of the file has too, such as one with the prefix and one without.
     """
 
     factors: dict[str, dict[int, Tensor]] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class Contents:
     rows: dict[str, Tensor] = field(default_factory=dict)
     base: dict[str, Tensor] = field(default_factory=dict)
     rest: dict[str, Tensor] = field(default_factory=dict)
+    twice: list[str] = field(default_factory=list)
 
 
 def read_keys(tensors: Mapping[str, Tensor]) -> Contents:
@@ -78,6 +81,10 @@ def read_keys(tensors: Mapping[str, Tensor]) -> Contents:
     """
     contents = Contents()
     for key in sorted(tensors):
+        tensor = tensors[key]
+        if tensor.is_floating_point() and tensor.itemsize == 1:
+            # torch has no arithmetic for one-byte floats; fp32 holds their values exactly
+            tensor = tensor.float()
         name = key.removeprefix(PREFIX)
         # with bias="all", PEFT's substring match also writes the biases inside its own wrappers of full copies
         if ".modules_to_save." in name or ".original_module." in name:
@@ -85,12 +92,43 @@ def read_keys(tensors: Mapping[str, Tensor]) -> Contents:
             if PREFIX + inner in tensors:
                 continue
             name = inner
-        if not _sorted_in(contents, key, name, tensors[key]):
-            if ".base_layer." in name:
-                contents.base[name.replace(".base_layer.", ".")] = tensors[key]
-            else:
-                contents.rest[name] = tensors[key]
+        if not _sorted_in(contents, key, name, tensor):
+            place = contents.base if ".base_layer." in name else contents.rest
+            _put(contents, key, place, name.replace(".base_layer.", "."), tensor)
     return contents
+
+
+def factors_meet(lora_A: Tensor, lora_B: Tensor) -> bool:
+    """Whether B reads A's rank space: all of it, or with convolutions one group's share of it.
+
+    Args:
+        lora_A: as in the file, shape (R, ...).
+        lora_B: as in the file, shape (O, R, ...).
+
+    Returns:
+        True for floating-point factors of one product.
+
+    Example:
+        >>> import torch
+        >>> factors_meet(torch.ones(2, 8), torch.ones(6, 2)), factors_meet(torch.ones(2, 8), torch.ones(2, 6))
+        (True, False)
+    """
+    if lora_A.dim() < 2 or lora_A.dim() != lora_B.dim() or 0 in (*lora_A.shape, *lora_B.shape):
+        return False
+    if not (lora_A.is_floating_point() and lora_B.is_floating_point()):
+        return False
+    rank, own = lora_A.shape[0], lora_B.shape[1]
+    if lora_A.dim() == 2:
+        return rank == own
+    groups = rank // own
+    return rank % own == 0 and lora_B.shape[0] % groups == 0 and lora_B[0, 0].numel() == 1
+
+
+def _put(contents: Contents, key: str, place: dict[Any, Tensor], name: str | int, tensor: Tensor) -> None:
+    """Put a tensor in its place, and note where another one has it already."""
+    if name in place:
+        contents.twice.append(key)
+    place[name] = tensor
 
 
 def _sorted_in(contents: Contents, key: str, name: str, tensor: Tensor) -> bool:
@@ -98,7 +136,7 @@ def _sorted_in(contents: Contents, key: str, name: str, tensor: Tensor) -> bool:
     for suffix, (kinds, index) in _SUFFIXES.items():
         if name.endswith(suffix):
             path = _plain(name.removesuffix(suffix))
-            contents.factors.setdefault(path, {})[index] = tensor
+            _put(contents, key, contents.factors.setdefault(path, {}), index, tensor)
             contents.suffixes[path] = kinds
             contents.inner |= {path} if name.removesuffix(suffix).endswith(INNER) else set()
             return True
@@ -107,10 +145,10 @@ def _sorted_in(contents: Contents, key: str, name: str, tensor: Tensor) -> bool:
             # the magnitude was a module of its own in some versions
             if name.endswith((suffix, f"{suffix}.weight")):
                 path = _plain(name.removesuffix(".weight").removesuffix(suffix))
-                group.setdefault(path, {})[extra] = tensor
+                _put(contents, key, group.setdefault(path, {}), extra, tensor)
                 return True
     if name.endswith(ROWS):
-        contents.rows[name.removesuffix(ROWS)] = tensor
+        _put(contents, key, contents.rows, name.removesuffix(ROWS), tensor)
         return True
     for extra, whole in SHARED.items():
         if key == whole:

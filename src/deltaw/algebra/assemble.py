@@ -138,7 +138,7 @@ def _idle(adapter: Adapter, part: Parts, path: str) -> bool:
 
 def _places(raw: Mapping[str, Any]) -> list[Any]:
     found = [raw.get(key) or None for key in _PLACES]
-    return [sorted(value) if isinstance(value, list) else value for value in found]
+    return [sorted(value, key=str) if isinstance(value, list) else value for value in found]
 
 
 def _fingerprint(adapters: Sequence[Adapter]) -> dict[str, Any] | None:

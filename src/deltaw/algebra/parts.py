@@ -14,7 +14,7 @@ from torch import Tensor
 
 from deltaw.adapter import Adapter
 from deltaw.errors import CheckpointError
-from deltaw.keys import EXTRAS, INNER, PREFIX
+from deltaw.keys import EXTRAS, INNER, PREFIX, factors_meet
 
 __all__ = ["Block", "Parts", "Update", "attention_of", "named", "natural", "parts_of", "together"]
 
@@ -265,7 +265,7 @@ def _require_pairs(adapter: Adapter) -> None:
     for path, pair in sorted(adapter.contents.factors.items()):
         if set(pair) != {0, 1}:
             wrong.append(f"'{path}' has no lora_{'B' if 0 in pair else 'A'}")
-        elif not _meet(pair[0], pair[1]):
+        elif not factors_meet(pair[0], pair[1]):
             wrong.append(f"'{path}' has A {tuple(pair[0].shape)} and B {tuple(pair[1].shape)}")
     if wrong:
         raise CheckpointError(
@@ -277,22 +277,11 @@ def _require_pairs(adapter: Adapter) -> None:
         )
 
 
-def _meet(lora_A: Tensor, lora_B: Tensor) -> bool:
-    """Whether B reads A's rank space: all of it, or with convolutions one group's share of it."""
-    if lora_A.dim() < 2 or lora_A.dim() != lora_B.dim() or 0 in (*lora_A.shape, *lora_B.shape):
-        return False
-    rank, own = lora_A.shape[0], lora_B.shape[1]
-    if lora_A.dim() == 2:
-        return rank == own
-    groups = rank // own
-    return rank % own == 0 and lora_B.shape[0] % groups == 0 and lora_B[0, 0].numel() == 1
-
-
 def _require_finite(adapter: Adapter) -> None:
     broken = [
         key
         for key, tensor in sorted(adapter.tensors.items())
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all())
     ]
     if broken:
         raise CheckpointError(

@@ -15,6 +15,7 @@ import torch
 from deltaw.adapter import METADATA, Adapter
 from deltaw.algebra.parts import Parts, Update, attention_of, together
 from deltaw.config import LoRAConfig
+from deltaw.errors import CheckpointError
 from deltaw.functional import scaling_of
 from deltaw.keys import PREFIX
 from deltaw.peft_config import to_peft
@@ -153,12 +154,28 @@ def aligned(updates: Mapping[str, Update], twins: Mapping[str, str]) -> dict[str
         if path not in found or primary not in found:
             continue
         mine, first = found[path], found[primary]
+        _refuse_odd_twins(mine, first)
         if mine.suffixes == first.suffixes:
             found[path] = mine.with_blocks(first.blocks(first.lora_A.dtype), first.scaling, _dtypes(first))
         else:
             flipped = [(B.t(), A.t()) for A, B in first.blocks(first.lora_A.dtype)]
             found[path] = mine.with_blocks(flipped, first.scaling, _dtypes(first))
     return found
+
+
+def _refuse_odd_twins(mine: Update, first: Update) -> None:
+    """Refuse one update for two modules whose factors are of different sizes: the file contradicts itself."""
+    (columns, rows, groups), (other_columns, other_rows, other_groups) = mine.shape, first.shape
+    flipped = mine.suffixes != first.suffixes
+    wanted = ((other_rows,), *other_columns) if flipped else (other_columns, other_rows)
+    if (columns, rows) != wanted or groups != other_groups:
+        raise CheckpointError(
+            "two modules share one update, but their factors are of different sizes",
+            where=f"modules '{mine.path}' and '{first.path}'",
+            got=f"A {tuple(mine.lora_A.shape)} and A {tuple(first.lora_A.shape)}",
+            expected="the same update for both users of a weight",
+            hint="the file is damaged: copy it again.",
+        )
 
 
 def _dtypes(update: Update) -> Any:
