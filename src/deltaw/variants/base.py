@@ -130,6 +130,8 @@ class Combined:
         self.apply: Any = self._one("apply", _plain_apply)
         self.delta: Any = self._one("delta", _plain_delta)
         self.shift: Any = self._one("shift", None)
+        hooks = ("factors", "apply", "delta", "shift", "shared")
+        self.plain = not any(getattr(part, hook) is not None for part in parts for hook in hooks)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by names; a copy is the same object."""
