@@ -16,7 +16,7 @@ import builders
 import deltaw as dw
 
 # torch itself warns of the outputs that it hands from one graph to the next
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")]
 
 X = torch.linspace(-1, 1, 18).reshape(3, 6)
 Wanted = dict[str | None, Tensor]
