@@ -58,12 +58,11 @@ VARIANT_HABITS: dict[str, Habit] = {
     ),
 }
 
-_LARGE = "an update that starts from large directions wants a lower rate than LoRA's (arXiv:2602.04998)"
+_LARGE = "an update that starts from the largest directions wants a lower rate than LoRA's (arXiv:2602.04998)"
 
 INIT_HABITS: dict[str, Habit] = {
     "pissa": Habit(remark=f"pissa: {_LARGE}; pissa_fast starts sooner on large layers"),
     "pissa_fast": Habit(remark=f"pissa_fast: {_LARGE}"),
-    "olora": Habit(remark=f"olora: {_LARGE}"),
     "eva": Habit(looks=True),
     "lora_ga": Habit(
         looks=True,
