@@ -316,6 +316,11 @@ CASES: dict[str, Case] = {
         lambda tmp: configure(saved(tmp), trainable_token_indices={"embed": [1]})
     ),
     "core_adapter_rows_damaged": loading(lambda tmp: configure(saved(tmp), trainable_token_indices="embed")),
+    "core_adapter_vera_rank": loading(
+        lambda tmp: edit(
+            saved(tmp, variant="vera", alpha=16), lambda t: t.update({"base_model.vera_B": torch.ones(8, 4)})
+        )
+    ),
     "core_adapter_vera_of_lora": loading(lambda tmp: configure(saved(tmp), peft_type="VERA")),
     "core_adapter_vera_without_matrices": loading(
         lambda tmp: configure(saved(tmp), peft_type="VERA", save_projection=False)

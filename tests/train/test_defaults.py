@@ -149,6 +149,7 @@ def test_a_start_from_data_says_how_many_batches_it_looks_at_and_why() -> None:
         (AdapterConfig(variant=("lora_fa",)), "keeps its input"),
         (AdapterConfig(variant=("lora_bias",)), "stays beside its base"),
         (AdapterConfig(variant=("vera",)), "most of the file"),
+        (AdapterConfig(variant=("dora", "lora_bias")), "PEFT refuses it"),
         (AdapterConfig(init="pissa"), "lower rate"),
         (AdapterConfig(init="lora_ga"), "gradient of every adapted weight"),
     ],

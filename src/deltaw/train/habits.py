@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["INIT_HABITS", "VARIANT_HABITS", "Habit"]
+__all__ = ["INIT_HABITS", "OURS", "VARIANT_HABITS", "Habit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,9 @@ VARIANT_HABITS: dict[str, Habit] = {
         scaled=False,
     ),
 }
+
+OURS = frozenset({"dora", "lora_bias"})
+"""Variants that PEFT (up to 0.21.2 at least) does not read together."""
 
 _LARGE = "an update that starts from the largest directions wants a lower rate than LoRA's (arXiv:2602.04998)"
 
