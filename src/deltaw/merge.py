@@ -347,7 +347,7 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None) -> 
     if not mix:
         raise _refuse(
             "nothing to merge", type(root).__name__, "no active adapter", "an active adapter",
-            "name one: merge(model, 'default').",
+            f"name one: merge(model, {next(iter(record.adapters))!r}).",
         )  # fmt: skip
     changes = _changes(record, mix)
     _check_weights(root, changes)
