@@ -52,6 +52,7 @@ OPERATIONS: dict[str, Callable[[Any], Tensor]] = {
         X[:, i : i + 3] @ p.t() for i, p in zip((0, 3), torch.chunk(w, 2, dim=1), strict=True)
     ),
     "split": lambda w: torch.cat([F.linear(X, piece) for piece in torch.split(w, 2)], dim=1),
+    "split in uneven pieces": lambda w: torch.cat([F.linear(X, piece) for piece in w.split([3, 4])], dim=1),
     "lookup": lambda w: F.embedding(torch.tensor([[6, 0], [1, 1]]), w),
     "cast": lambda w: F.linear(X.float(), w.float()).double(),
     "to": lambda w: F.linear(X, w.to(torch.float64).contiguous()),
@@ -91,7 +92,8 @@ def test_what_it_says_about_itself() -> None:
 @pytest.mark.parametrize(
     "operation",
     [
-        lambda w: torch.exp(w), lambda w: w + 1, lambda w: w.sum(), lambda w: w[0], lambda w: w[0, 1], lambda w: w.data,
+        lambda w: torch.exp(w), lambda w: w + 1,
+        lambda w: 2 * w, lambda w: w.sum(), lambda w: w[0], lambda w: w[0, 1], lambda w: w.data,
         lambda w: torch.cat([w, w]), lambda w: w.data_ptr(), lambda w: w @ w.t(), lambda w: torch.linalg.svd(w),
         lambda w: F.linear(w, torch.ones(2, 5)), lambda w: w.copy_(torch.ones(7, 5)),
     ],

@@ -61,6 +61,14 @@ class Sketch:
             rows: shape (N, K), floating.
         """
         rows = rows.detach().to("cpu", torch.float32)
+        if not bool(torch.isfinite(rows).all()):
+            raise ConfigError(
+                "the inputs of a site are not finite",
+                where="batches=",
+                got="NaN or infinity",
+                expected="finite numbers",
+                hint="look at the batches, or use init='kaiming'.",
+            )
         self.total += float(rows.double().square().sum())
         stacked = torch.cat([self._values[:, None] * self._vectors, rows]) if len(self._values) else rows
         if len(stacked) > stacked.shape[1]:

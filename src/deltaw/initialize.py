@@ -199,6 +199,19 @@ def swapped(request: Request) -> tuple[Tensor, Tensor]:
     return torch.zeros(request.rank, request.in_features), lora_B
 
 
+def _finite(request: Request, values: Tensor, source: str = "the weight") -> Tensor:
+    """Refuse to start from values that are not finite."""
+    if not bool(torch.isfinite(values).all()):
+        raise ConfigError(
+            f"this initialization cannot start from {source}",
+            where=f"init={request.init!r}, a weight of {request.out_features} x {request.in_features}",
+            got="NaN or infinity",
+            expected="finite numbers",
+            hint="load the base again, or look at the batches; init='kaiming' starts from neither.",
+        )
+    return values
+
+
 def _full_rank(request: Request, most: int, source: str = "the weight") -> None:
     """Refuse more directions than a weight, or the data, has."""
     if request.rank > most:
@@ -238,7 +251,7 @@ def pissa(request: Request) -> tuple[Tensor, Tensor]:
         >>> (B @ A).round().tolist()
         [[4.0, 0.0], [0.0, 0.0]]
     """
-    weight = request.matrix().to("cpu", torch.float32)
+    weight = _finite(request, request.matrix().to("cpu", torch.float32))
     _full_rank(request, min(weight.shape))
     U, S, Vh = torch.linalg.svd(weight, full_matrices=False)
     return _split(U[:, : request.rank], S[: request.rank], Vh[: request.rank], request.scaling)
@@ -259,7 +272,7 @@ def pissa_fast(request: Request) -> tuple[Tensor, Tensor]:
     Source:
         Halko et al. 2011, arXiv:0909.4061, algorithm 4.4; Meng et al. 2024, arXiv:2404.02948, section 5.
     """
-    weight = request.matrix().to("cpu", torch.float32)
+    weight = _finite(request, request.matrix().to("cpu", torch.float32))
     _full_rank(request, min(weight.shape))
     wide = min(request.rank + max(8, request.rank // 2), min(weight.shape))
     basis = torch.randn(weight.shape[1], wide, generator=request.generator())
@@ -284,7 +297,7 @@ def olora(request: Request) -> tuple[Tensor, Tensor]:
     Source:
         Buyukakyuz 2024, arXiv:2406.01775, algorithm 1.
     """
-    weight = request.matrix().to("cpu", torch.float32)
+    weight = _finite(request, request.matrix().to("cpu", torch.float32))
     _full_rank(request, min(weight.shape))
     Q, R = torch.linalg.qr(weight)
     return R[: request.rank].contiguous(), Q[:, : request.rank].contiguous()
@@ -364,7 +377,7 @@ def lora_ga(request: Request) -> tuple[Tensor, Tensor]:
     Source:
         Wang et al. 2024, arXiv:2407.05000, eq. 9-11 with gamma = 16.
     """
-    gradient = request.gathered()
+    gradient = _finite(request, request.gathered(), "the gradient")
     _full_rank(request, min(gradient.shape) // 2)
     U, _, Vh = torch.linalg.svd(gradient, full_matrices=False)
     size = request.out_features**0.25 / 4 / abs(request.scaling) ** 0.5

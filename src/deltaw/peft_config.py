@@ -69,7 +69,9 @@ def _refuse(raw: dict[str, Any], where: str) -> None:
         raise _bad(where, "save_projection", False, "the shared matrices in the file", hint)
     for field, name in _REFUSED.items():
         if raw.get(field):
-            raise _bad(where, field, raw[field], f"no {name}", f"{name} is not applied by this version of deltaw.")
+            grouped = field == "enable_lora"
+            hint = "deltaw convert makes a plain LoRA of it." if grouped else f"{name} is not applied by deltaw yet."
+            raise _bad(where, field, raw[field], f"a file without {name}", hint)
     init = raw.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_CHANGED_BASE):
         hint = "convert it to a plain LoRA with the tool that wrote it; its base is not the public one."

@@ -86,11 +86,13 @@ def _refuse_update(path: str, module: nn.Module, kind: Kind, config: LoRAConfig,
     """Refuse a variant or an initialization that does not apply to this kind of module, by name."""
     other = variant_of(config.variant).applies_to(kind.name)
     chosen = INITIALIZATIONS[config.init]
-    got = None
+    got, expected = None, "the whole module"
     if other is not None:
         got, hint = f"variant {other.name!r} on {kind.name}", "exclude this module, or leave the variant out."
+        expected = f"{other.name!r} on {', '.join(sorted(other.kinds or ()))}"
     elif not chosen.anywhere and not kind.spectral:
         got, hint = f"init={config.init!r} on {kind.name}", "exclude this module, or use init='kaiming'."
+        expected = " or ".join(repr(name) for name, init in INITIALIZATIONS.items() if init.anywhere)
     elif not variant_of(config.variant).scaled and parts[0].name:
         got, hint = f"variant {config.variant[0]!r} on slices", "name the whole module."
     if got is not None:
@@ -98,7 +100,7 @@ def _refuse_update(path: str, module: nn.Module, kind: Kind, config: LoRAConfig,
             "this does not apply to this kind of module",
             where=f"module '{path}'",
             got=got,
-            expected=f"what {kind.name} can take",
+            expected=expected,
             hint=hint,
         )
     weight = kind.weight(module)

@@ -208,18 +208,29 @@ class LoRAWeight:
         slices = [slice(int(piece[0]), int(piece[-1]) + 1) for piece in bounds]
         return tuple(self[piece] if dim % 2 == 0 else self[:, piece] for piece in slices)
 
-    def split(self, size: int, dim: int = 0) -> tuple[LoRAWeight, ...]:
-        """Pieces of one size, as a tensor's ``split``.
+    def split(self, size: int | list[int], dim: int = 0) -> tuple[LoRAWeight, ...]:
+        """Pieces, as a tensor's ``split``.
 
         Args:
-            size: rows or columns of a piece.
+            size: rows or columns of a piece, or of each piece.
             dim: along which axis.
 
         Returns:
             The pieces.
         """
-        starts = range(0, self.base.shape[dim], size)
-        return tuple(self[i : i + size] if dim % 2 == 0 else self[:, i : i + size] for i in starts)
+        pieces: tuple[Tensor, ...] = torch.arange(self.base.shape[dim]).split(size)  # type: ignore[no-untyped-call]
+        slices = [slice(int(piece[0]), int(piece[-1]) + 1) for piece in pieces if len(piece)]
+        return tuple(self[piece] if dim % 2 == 0 else self[:, piece] for piece in slices)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.base)
+
+    def __mul__(self, other: Any) -> Any:
+        """Refused by name: a scaled weight is another weight."""
+        raise _no_rule("a product with a number or elementwise")
+
+    __rmul__ = __mul__
 
     def __matmul__(self, other: Tensor) -> Tensor:
         """W x + the terms' products, from the right."""
