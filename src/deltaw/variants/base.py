@@ -124,6 +124,7 @@ class Combined:
         self.reads = any(part.reads for part in parts)
         self.linear = all(part.linear for part in parts)
         self.scaled = all(part.scaled for part in parts)
+        self.plain = all(part.delta is None for part in parts)
         self.shared: Any = self._one("shared", None)
         self.cut: Any = self._one("cut", None)
         self.factors: Any = self._one("factors", _plain_factors)
