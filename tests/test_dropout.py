@@ -31,7 +31,7 @@ def test_eval_has_no_dropout_and_train_has() -> None:
 def test_statistics() -> None:
     x = torch.ones(200, 500)
     kept = drop(x, 0.3, 5)
-    assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.7)]
+    assert kept.unique().tolist() == [0.0, pytest.approx(1 / 0.7, rel=2e-5)]
     assert (kept == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
     assert kept.mean().item() == pytest.approx(1.0, abs=0.01)
     # neither rows nor columns share a mask

@@ -66,8 +66,8 @@ def blocks_of(kind: Kind, module: nn.Module, shape: Sequence[int], entries: Sequ
     Yields:
         The blocks, in order; together they are the weight.
     """
-    plain = all(pair.part.update.plain for entry in entries if hasattr(entry, "parts") for pair in entry.parts())
-    axis = 1 if kind.transposed and not plain else 0
+    factored = all(pair.part.update.factored for entry in entries if hasattr(entry, "parts") for pair in entry.parts())
+    axis = 1 if kind.transposed and not factored else 0
     length = shape[axis]
     width = max(1, torch.Size(shape).numel() // max(1, length))
     step = length if kind.groups(module) != 1 else max(_LINE if axis else 1, _VALUES // width)

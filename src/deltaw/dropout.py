@@ -12,6 +12,7 @@ from deltaw.config import LoRAConfig
 from deltaw.errors import StateError
 from deltaw.functional import drop
 from deltaw.initialize import seed_for
+from deltaw.step import Mask
 from deltaw.tokens import TokenRows
 
 __all__ = ["Dropping"]
@@ -75,9 +76,6 @@ class Dropping(nn.Module):
     def dropped(self, x: Tensor) -> Tensor:
         """The term's input under dropout while training, ``x`` itself otherwise.
 
-        The masks come from this site's own counter, so the global random state is left alone. Activation
-        checkpointing runs the forward again inside the backward; the same mask is then drawn again.
-
         Args:
             x: input of the layer.
 
@@ -85,27 +83,45 @@ class Dropping(nn.Module):
             Tensor like ``x``.
 
         Raises:
+            StateError: as ``mask``.
+        """
+        if self.training and self.dropout and torch.compiler.is_compiling():
+            # a graph cannot count its calls: torch's own generator draws here, and checkpointing keeps its state
+            return F.dropout(x, self.dropout)
+        mask = self.mask()
+        if mask is None:
+            return x
+        # the anchor makes the backward come by even where x needs no gradient, as in a first block
+        out: Tensor = _Drop.apply(x, self._anchor(), *mask)  # type: ignore[no-untyped-call]
+        return out
+
+    def _anchor(self) -> nn.Parameter | None:
+        return next((p for p in self.parameters() if p.requires_grad), None)
+
+    def mask(self) -> Mask | None:
+        """The next dropout mask while training, None otherwise.
+
+        The masks come from this site's own counter, so the global random state is left alone. Activation
+        checkpointing runs the forward again inside the backward; the same mask is then drawn again.
+
+        Returns:
+            What draws the mask.
+
+        Raises:
             StateError: if several forwards are open and it cannot be told which one is being recomputed.
         """
         if not (self.training and self.dropout):
-            return x
-        if torch.compiler.is_compiling():
-            # a graph cannot count its calls: torch's own generator draws here, and checkpointing keeps its state
-            return F.dropout(x, self.dropout)
-        # the anchor makes the backward come by even where x needs no gradient, as in a first block
-        anchor = next((p for p in self.parameters() if p.requires_grad), None)
+            return None
         here: _Open | None = None
         if torch._C._current_graph_task_id() != -1:
             draw = self._recomputed()
         else:
             self.draws = draw = self.draws + 1
-            if torch.is_grad_enabled() and anchor is not None:
+            if torch.is_grad_enabled() and self._anchor() is not None:
                 here = _Open(self.open, draw)
             else:
                 self.loose = [*self.loose[-1:], draw]
-        seed = seed_for(self.drop_seed, str(draw))
-        out: Tensor = _Drop.apply(x, anchor, self.dropout, seed, here)  # type: ignore[no-untyped-call]
-        return out
+        return Mask(self.dropout, seed_for(self.drop_seed, str(draw)), here)
 
     def _recomputed(self) -> int:
         """The draw that a forward inside a backward repeats: the only one that is open.

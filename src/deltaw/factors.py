@@ -115,6 +115,7 @@ class Factors(nn.Module):
                 self.register_buffer(name, tensor)
             else:
                 self.register_parameter(name, nn.Parameter(tensor))
+        self.plain = part.update.plain and not part.subtract and not part.rows
         rows = torch.empty(part.out_features, dtype=torch.long, device=device) if part.rows else None
         self.register_buffer("rows", rows, persistent=False)
         self._draw(request)

@@ -323,6 +323,8 @@ def _hint(work: _Fitting) -> str:
         return f"load the base it was trained on{named}, or pass allow_other_base=True (--allow-other-base)."
     if any("holds NaN" in problem for problem in work.problems):
         return "the training that wrote it diverged, or the file is damaged; take an earlier checkpoint."
+    if any("deltaw noted" in problem for problem in work.problems):
+        return "its tensors were changed; without the entry 'deltaw' in its metadata it reads as any PEFT file."
     if any("no module 'base_model." in problem for problem in work.problems):
         return "the file's keys carry a prefix twice; save it again from the unwrapped model."
     return f"check that base and adapter belong together{named}, or copy the adapter again."

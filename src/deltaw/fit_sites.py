@@ -190,15 +190,10 @@ class SiteFitting:
             sizes = {"vera_b": (n_out,), "vera_d": (rank,)}
             wide = {"vera_A": (rank, n_in), "vera_B": (n_out, rank)}
             bad = [name for name, shape in sizes.items() if tuple(vectors.get(name, torch.empty(0, 0)).shape) != shape]
-            bad += [
-                name
-                for name, shape in wide.items()
-                if name in self.contents.shared
-                and (
-                    self.contents.shared[name].dim() != 2
-                    or any(have < need for have, need in zip(self.contents.shared[name].shape, shape, strict=True))
-                )
-            ]
+            held = {name: tuple(tensor.shape) for name, tensor in self.contents.shared.items()}
+            # shared matrices are cut to a layer's size, and never to its rank
+            axes = (("vera_A", 0), ("vera_B", 1))
+            bad += [name for name, axis in axes if name in held and not _covers(held[name], wide[name], axis)]
             if bad:
                 self.problems.append(f"'{path}': {', '.join(bad)} do not fit a {n_in} -> {n_out} layer at rank {rank}")
                 continue
@@ -227,3 +222,8 @@ class SiteFitting:
         named = set(stated) if isinstance(stated, dict) else ({""} if stated else set())
         lacking = [n for n in named if not any(p == n or p.endswith(f".{n}") or not n for p in self.contents.rows)]
         self.problems += [f"no trained rows for '{name}', which the configuration names" for name in sorted(lacking)]
+
+
+def _covers(held: tuple[int, ...], shape: tuple[int, int], axis: int) -> bool:
+    """Whether a shared matrix has a layer's rank on one axis, and at least its size on the other."""
+    return len(held) == 2 and held[axis] == shape[axis] and held[1 - axis] >= shape[1 - axis]

@@ -26,6 +26,7 @@ __all__ = [
     "compute_dtype",
     "delta_weight",
     "drop",
+    "drop_mask",
     "embed_down",
     "linear_down",
     "linear_up",
@@ -149,25 +150,49 @@ def add_term(out: Tensor, term: Tensor, scaling: float, rows: Tensor | None = No
     return out.index_add(-1, rows, term, alpha=scaling)
 
 
-def drop(x: Tensor, probability: float, seed: int) -> Tensor:
-    """Inverted dropout whose mask depends on ``seed`` alone, so that it can be drawn again.
+def drop_mask(x: Tensor, probability: float, seed: int) -> tuple[Tensor, float]:
+    """The mask of an inverted dropout, a function of its seed alone, so that it can be drawn again.
+
+    Four entries come from each 64-bit number, so probabilities are whole multiples of 1 / 65536.
 
     Args:
-        x: any shape, floating.
+        x: what is to be dropped; its shape and device count.
         probability: share of entries set to zero, in [0, 1).
         seed: seed of the mask; the global generators are not touched.
 
     Returns:
-        Tensor like ``x``; kept entries are divided by (1 - probability).
+        Booleans of the shape of ``x``, True where an entry is kept, and the factor on kept entries.
+
+    Example:
+        >>> mask, factor = drop_mask(torch.ones(1000), 0.5, 3)
+        >>> mask.dtype, factor, 400 < int(mask.sum()) < 600
+        (torch.bool, 2.0, True)
+    """
+    count, dropped = x.numel(), round(probability * 65536)
+    generator = torch.Generator(x.device).manual_seed(seed)
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=x.device)
+    lanes = words.random_(-(2**63), None, generator=generator).view(torch.int16)
+    return (lanes[:count] >= dropped - 32768).view(x.shape), 65536 / (65536 - dropped)
+
+
+def drop(x: Tensor, probability: float, seed: int) -> Tensor:
+    """Inverted dropout whose mask depends on ``seed`` alone; see ``drop_mask``.
+
+    Args:
+        x: any shape, floating.
+        probability: share of entries set to zero, in [0, 1).
+        seed: seed of the mask.
+
+    Returns:
+        Tensor like ``x``; kept entries are divided by the share that is kept.
 
     Example:
         >>> x = torch.ones(1000)
         >>> bool(torch.equal(drop(x, 0.5, 3), drop(x, 0.5, 3))), set(drop(x, 0.5, 3).tolist()) == {0.0, 2.0}
         (True, True)
     """
-    generator = torch.Generator(x.device).manual_seed(seed)
-    keep = torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - probability, generator=generator)
-    return x * keep * (1 / (1 - probability))
+    mask, factor = drop_mask(x, probability, seed)
+    return x * mask * factor
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

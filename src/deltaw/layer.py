@@ -25,6 +25,7 @@ from deltaw.layers.readers import READERS, reader_of
 from deltaw.layers.readers import Reader as ReaderKind
 from deltaw.record import Record, Route
 from deltaw.sites import BaseView
+from deltaw.step import can_fuse, lora_step
 from deltaw.tokens import TokenRows, look_up, read_out
 from deltaw.tree import CONTAINER
 from deltaw.weight import LoRAWeight, Term
@@ -94,12 +95,23 @@ def _besides(module: nn.Module, out: Tensor, x: Tensor, tokens: TokenRows) -> Te
 def _terms(module: nn.Module, kind: Kind | None, worn: list[tuple[Any, Any]], out: Tensor, x: Tensor) -> Tensor:
     """An output with everything that the active adapters have to say."""
     container: Any = module._modules[CONTAINER]
+    # torch's own linear keeps no hand on its output; what a subclass does with its own is not known
+    fresh = getattr(type(module), _BASE).forward is nn.Linear.forward
     for entry, weight in worn:
         if isinstance(entry, Reader):
             continue
         if entry.tokens is not None:
             out = _besides(module, out, x, entry.tokens)
-        if kind is not None and not container.raw and hasattr(entry, "parts"):
+        if (
+            kind is not None
+            and kind.fused
+            and getattr(entry, "plain", False)
+            and not container.raw
+            and can_fuse(out, x)
+        ):
+            factor = entry.part.scaling * weight
+            out = lora_step(out, x, entry.lora_A, entry.lora_B, factor, entry.mask(), fresh)
+        elif kind is not None and not container.raw and hasattr(entry, "parts"):
             term_input = entry.dropped(x)
             for pair in entry.parts():
                 out = _add(module, kind, out, term_input, pair, weight)

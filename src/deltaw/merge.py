@@ -281,12 +281,12 @@ def _check_writable(change: Change) -> None:
         if isinstance(weight, Tensor)
         else "no stored tensor: it is absent, packed, or computed by a parametrization"
     )
+    expected = "a plain floating-point weight"
+    hint = "merge into a dequantized, loaded copy of the base; remove parametrizations first."
     if weight is None and change.where.endswith("bias"):
-        got = "no bias: the one that was trained has nowhere to go"
-    raise _refuse(
-        "this weight cannot be merged into", f"parameter '{change.where}'", got, "a plain floating-point weight",
-        "merge into a dequantized, loaded copy of the base; remove parametrizations first.",
-    )  # fmt: skip
+        got, expected = "no bias: the one that was trained has nowhere to go", "a module with a bias of its own"
+        hint = "keep the adapter beside the base; trained without lora_bias it can be merged."
+    raise _refuse("this weight cannot be merged into", f"parameter '{change.where}'", got, expected, hint)
 
 
 def _check_weights(model: nn.Module, changes: list[Change]) -> None:

@@ -6,6 +6,7 @@ mix, or an override in the current context; *trainable* is ``requires_grad`` and
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,10 +84,19 @@ class _Here(threading.local):
         # runs once in every thread; an attribute of the class would not be guarded by compiled graphs
         self.traced: Traced | None = None
         self.slots: Slots | None = None
+        self.unseen = 0
+        """Open blocks that graphs cannot read: routes, and those of tasks, which take turns in one thread. While there
+        are any, layers read the context variable, which ends a graph there and is right."""
 
     def __reduce__(self) -> tuple[type[_Here], tuple[()]]:
         """A copy starts without an override, as a new thread does."""
         return _Here, ()
+
+
+def _in_task() -> bool:
+    """Whether this runs in an event loop, where other tasks may run before a block ends."""
+    asyncio = sys.modules.get("asyncio")
+    return asyncio is not None and asyncio._get_running_loop() is not None
 
 
 def _traced(mix: Mix) -> Traced:
@@ -186,7 +196,7 @@ class Record:
         Returns:
             The route, or None where the whole batch has one choice.
         """
-        if not self.overrides or torch.compiler.is_compiling():
+        if not self.overrides or (torch.compiler.is_compiling() and not self.here.unseen):
             return None
         mix = self.current()
         return mix if isinstance(mix, Route) else None
@@ -217,15 +227,21 @@ class Record:
         present = _OVERRIDES.get()
         here = _Override(mix, present.get(id(self)))
         token = _OVERRIDES.set({**present, id(self): here})
-        outer = self.here.traced, self.here.slots
-        self.here.traced, self.here.slots = _traced(mix), _slots(mix, self.adapters)
+        outer, unseen = (self.here.traced, self.here.slots), isinstance(mix, Route) or _in_task()
+        if unseen:
+            self.here.unseen += 1
+        else:
+            self.here.traced, self.here.slots = _traced(mix), _slots(mix, self.adapters)
         with _COUNTING:
             self.overrides += 1
         try:
             yield
         finally:
             here.open = False
-            self.here.traced, self.here.slots = outer
+            if unseen:
+                self.here.unseen -= 1
+            else:
+                self.here.traced, self.here.slots = outer
             with _COUNTING:
                 self.overrides -= 1
             _OVERRIDES.reset(token)

@@ -178,7 +178,7 @@ class Adapters(nn.Module):
             (adapter module, weight), in the order of the mix.
         """
         entries = self._modules
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() and not self.record.here.unseen:
             if not torch.is_grad_enabled() and not self.training and self._alike():
                 names = list(self.record.adapters)
                 return [(Slot(self, names, place), weight) for place, weight in self.record.slots()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,19 @@ FLAGS: list[tuple[list[str], Any]] = [
     (["--layers", "last:1"], lambda a, b: len(a["sites"]) == 7),
     (["--rank-pattern", "q_proj=16"], lambda a, b: a["parameters"] == b["parameters"] + 2 * 14 * 64),
     (["--train-also", "lm_head"], lambda a, b: a["parameters"] == b["parameters"] + 64 * 32),
+    (["--variant", "dora"], lambda a, b: a["parameters"] == b["parameters"] + 2 * (32 + 16 + 16 + 32 + 64 + 64 + 32)),
+    (["--variant", "dora"], lambda a, b: memory(a) > memory(b)),
+    (["--variant", "lora_fa"], lambda a, b: a["frozen_parameters"] + a["parameters"] == b["parameters"]),
+    (["--variant", "lora_fa"], lambda a, b: memory(a) < memory(b)),
+    (["--variant", "lora_fa"], lambda a, b: a["checkpoint_bytes"] == b["checkpoint_bytes"]),
+    (["--variant", "vera"], lambda a, b: a["parameters"] == 14 * 2 + 2 * (32 + 16 + 16 + 32 + 64 + 64 + 32)),
+    (["--variant", "vera"], lambda a, b: a["frozen_parameters"] == 2 * (64 + 64)),
+    (["--init", "pissa"], lambda a, b: a["frozen_parameters"] == b["parameters"] == a["parameters"]),
+    (["--init", "pissa"], lambda a, b: a["checkpoint_bytes"]["float32"] == 2 * b["checkpoint_bytes"]["float32"]),
+    (["--init", "lora_ga"], lambda a, b: any("one float32 gradient" in note for note in a["notes"])),
+    (["--train-rows", "embed_tokens=3-6"], lambda a, b: a["parameters"] == b["parameters"] + 4 * 32),
+    (["--train-rows", "embed_tokens=3-6"], lambda a, b: a["trained_rows"] == {"model.embed_tokens": 4}),
+    (["--new-tokens", "<a>,<b>"], lambda a, b: a["parameters"] == b["parameters"] + 2 * 32),
     (["--train-also", "lm_head"], lambda a, b: a["trained_in_full"] == ["lm_head"]),
     (
         ["--task", "classification", "--labels", "5"],
@@ -86,6 +100,20 @@ def test_every_flag_counts(words: list[str], holds: Any, shape: str, capsys: pyt
     base = planned(capsys, shape, "--rank", "2")
     found = planned(capsys, shape, *(words if "--rank" in words else [*words, "--rank", "2"]))
     assert holds(found, base)
+
+
+def test_the_next_command_keeps_every_choice(capsys: pytest.CaptureFixture[str], shape: str) -> None:
+    said = [
+        "--rank 2", "--alpha 4.0", "--target q_proj", "--target 'v_proj'", "--exclude 're:.*1.*v_proj'",
+        "--rank-pattern q_proj=3", "--rank-stabilized", "--variant dora,lora_fa", "--train-rows embed_tokens=5,6",
+        "--new-tokens '<a>,<b>'", "--max-length 64", "--batch-size 8", "--gradient-checkpointing", "--dtype bfloat16",
+    ]  # fmt: skip
+    words = shlex.split(" ".join(said).replace("--max-length", "--length").replace("--batch-size", "--batch"))
+    assert main(["plan", shape, *words]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "deltaw train" in line)
+    found = shlex.split(line)
+    assert found[:6] == ["deltaw", "train", "--model", shape, "--data", "FILE"]
+    assert sorted(found[6:]) == sorted(shlex.split(" ".join(said)))
 
 
 BAD: list[tuple[list[str], int, str]] = [

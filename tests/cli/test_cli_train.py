@@ -31,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, rows of several kinds, and an adapter."""
     root = tmp_path_factory.mktemp("train")
     tokenizer = make_tokenizer()
-    model = make_model(len(tokenizer), attention_bias=True)
+    model = make_model(len(tokenizer), attention_bias=True, mlp_bias=True)
     model.save_pretrained(root / "base")
     tokenizer.save_pretrained(root / "base")
     write_jsonl(root / "rows.jsonl", pairs()[:16])
@@ -325,7 +325,8 @@ def test_every_flag_changes_something(
 
 KINDS = [
     *(["--variant", name] for name in ("dora", "lora_fa", "lora_bias", "vera", "dora,lora_fa,lora_bias")),
-    *(["--init", name] for name in ("gaussian", "orthogonal", "pissa", "pissa_fast", "olora", "eva", "lora_ga")),
+    ["--init", "gaussian", "--lr", "0.002"],
+    *(["--init", name] for name in ("orthogonal", "pissa", "pissa_fast", "olora", "eva", "lora_ga")),
     ["--variant", "dora", "--init", "pissa"],
     ["--lora-plus", "16"],
 ]
@@ -364,13 +365,32 @@ def test_every_verb_takes_every_kind_of_adapter(
     assert after == pytest.approx(scores["adapter"]["loss"], rel=1e-4)
 
 
+def test_a_bias_that_has_nowhere_to_go_is_said_in_training_and_refused_in_a_merge(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = make_tokenizer()
+    make_model(len(tokenizer)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    words = base_words(place, tmp_path / "out")
+    words[words.index(str(place / "base"))] = str(tmp_path / "base")
+    assert main(["train", *words, "--variant", "lora_bias"]) == 0
+    text = capsys.readouterr().out
+    assert "merge: not possible" in text and "keep the adapter beside the base" in text
+    assert main(["merge", "--adapter", str(tmp_path / "out"), "--output", str(tmp_path / "merged")]) == 4
+    assert "a module with a bias of its own" in capsys.readouterr().err and not (tmp_path / "merged").exists()
+
+
 @pytest.mark.slow
 def test_new_tokens_are_read_written_merged_and_continued(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The head is tied: the rows of the new tokens are trained for both, and every verb knows them."""
     tokenizer = make_tokenizer()
-    make_model(len(tokenizer), tie_word_embeddings=True).save_pretrained(tmp_path / "tied")
+    model = make_model(len(tokenizer), tie_word_embeddings=True)
+    with torch.no_grad():
+        # a random table is too small for its head to prefer anything
+        model.get_input_embeddings().weight.mul_(20)
+    model.save_pretrained(tmp_path / "tied")
     tokenizer.save_pretrained(tmp_path / "tied")
     rows = [{"prompt": f"call {row['prompt']}", "completion": "<tool> hat </tool>"} for row in pairs()[:12]]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
@@ -382,13 +402,13 @@ def test_new_tokens_are_read_written_merged_and_continued(
         return json.loads(captured.out) if "--json" in words else captured.out
 
     out = tmp_path / "out"
-    words = ("--data", data, "--valid-fraction", 0, "--batch-size", 4, "--lr", 0.05, "--no-plot", "--threads", 1)
-    text = run("train", "--model", tmp_path / "tied", *words, "--output", out, "--steps", 60, "--rank", 4,
+    words = ("--data", data, "--valid-fraction", 0, "--batch-size", 4, "--lr", 0.02, "--no-plot", "--threads", 1)
+    text = run("train", "--model", tmp_path / "tied", *words, "--output", out, "--steps", 120, "--rank", 8,
                "--new-tokens", "<tool>,</tool>")  # fmt: skip
     assert f"(ids {len(tokenizer)}-{len(tokenizer) + 1}): the vocabulary grows from {len(tokenizer)}" in text
     raw = json.loads((out / "adapter_config.json").read_text())
     assert raw["trainable_token_indices"] == {"model.embed_tokens": [len(tokenizer), len(tokenizer) + 1]}
-    assert (out / "tokenizer.json").is_file() and (out / "checkpoint-60" / "tokenizer.json").is_file()
+    assert (out / "tokenizer.json").is_file() and (out / "checkpoint-120" / "tokenizer.json").is_file()
     says = ("generate", "-p", rows[0]["prompt"], "--max-tokens", 8, "--json")
     answer = run(*says, "--adapter", out)["outputs"][0]["adapter"]
     assert answer == "<tool> hat </tool>"

@@ -416,3 +416,36 @@ BAD_SAMPLING = [
 def test_sampling_that_means_nothing_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Sampling(**values)
+
+
+def test_a_classifier_without_a_trained_head_says_what_it_is(run: Run, tmp_path: Path) -> None:
+    """The base has the head, so the adapter carries none, and PEFT's word for the task would promise one."""
+    base = base_dir(tmp_path / "base", "bert", num_labels=2, id2label={0: "bad", 1: "good"})
+    data = labelled(tmp_path / "rows.jsonl", ["good", "bad"] * 4)
+    run("train", "--model", base, "--data", data, "--output", tmp_path / "out", "--steps", 1, "--batch-size", 4,
+        "--no-plot", "--threads", 1, "--rank", 2, "--cache-dir", tmp_path)  # fmt: skip
+    adapter = dw.Adapter.open(tmp_path / "out")
+    assert adapter.raw["task_type"] is None and adapter.metadata["task"] == "classification"
+    # a copy of the base whose configuration no longer says what it was made for
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "architectures": ["BertModel"]}))
+    words = ("--adapter", tmp_path / "out", "--json")
+    assert run("merge", *words, "--output", tmp_path / "merged")["faithful"]
+    assert run("inspect", tmp_path / "out", "--json")["facts"]["task"] == "classification"
+    assert "accuracy" in run("eval", *words, "--data", data, "--cache-dir", tmp_path)["adapter"]
+
+
+def test_perplexity_has_four_figures_and_a_change(place: Path, run: Run, tmp_path: Path) -> None:
+    words = ("eval", "--adapter", place / "adapter", "--data", place / "rows.jsonl", "--cache-dir", tmp_path)
+    found, text = run(*words, "--json"), run(*words)
+    line = next(line.split() for line in text.splitlines() if line.startswith("perplexity"))
+    values = [found[side]["perplexity"] for side in ("base", "adapter")]
+    for shown, value in zip(line[1:], (*values, values[1] - values[0]), strict=True):
+        assert float(shown.replace(",", "")) == float(f"{value:.4g}")
+        assert len(shown.strip("+-").replace(",", "").replace(".", "").partition("e")[0].lstrip("0")) >= 4
+
+
+def test_the_data_verbs_write_and_read_one_flag_for_the_output(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("convert", "merge", "resize", "combine", "extract", "train"):
+        text = run(verb, "--help")
+        assert "--output" in text and "--out " not in text

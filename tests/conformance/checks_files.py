@@ -194,6 +194,30 @@ def left_over(driver: type[Driver], directory: Path, name: str) -> None:
     assert "elsewhere" in told(model, lambda: model.load(directory, "new")), "silent"
 
 
+@case("L1")
+def one_place_twice(driver: type[Driver], directory: Path) -> None:
+    key = KEY.format("two")
+    saved(driver, directory, lambda held: held.update({key.removeprefix("base_model.model."): held[key] * 2}))
+    model = driver(made(Mlp))
+    assert "two" in told(model, lambda: model.load(directory)), "silent"
+
+
+BESIDE = {
+    "a module saved in full": ("modules-to-save", "head"),
+    "a trained bias": ("bias-lora-only", "c_attn.base_layer.bias"),
+}
+
+
+@case("L2", BESIDE)
+def lacking_beside(driver: type[Driver], directory: Path, name: str) -> None:
+    feature, part = BESIDE[name]
+    worn(driver, FEATURES[feature]).save(directory)
+    held = {key: t for key, t in load_file(directory / WEIGHTS).items() if part not in key}
+    save_file(held, directory / WEIGHTS, {"format": "pt"})
+    model = driver(FEATURES[feature].base())
+    assert part.split(".")[0] in told(model, lambda: model.load(directory)), "silent"
+
+
 @case("L2", ENTRIES)
 def lacking(driver: type[Driver], directory: Path, name: str) -> None:
     saved(driver, directory, lambda held: held.pop(KEY.format("two")))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -83,6 +84,17 @@ def edit(directory: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
     held = load_file(path)
     change(held)
     save_file({key: value.clone() for key, value in held.items()}, path, {"format": "pt"})
+    return directory
+
+
+def note(directory: Path, change: Callable[[dict[str, Tensor], dict[str, Any]], Any]) -> Path:
+    """Change a file's tensors and what deltaw noted about them."""
+    path = directory / "adapter_model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        held, metadata = {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    own = json.loads(metadata["deltaw"])
+    change(held, own)
+    save_file({k: v.clone() for k, v in held.items()}, path, {**metadata, "deltaw": json.dumps(own)})
     return directory
 
 
@@ -253,6 +265,14 @@ CASES: dict[str, Case] = {
     "core_shadowed_forward": attaching(Shadowed),
     # Configurations
     "core_rank_negative": configuring(rank=-1),
+    "core_rank_huge": configuring(rank=10**9),
+    "core_alpha_overflows": configuring(alpha=1e300),
+    "core_targets_no_patterns": configuring(targets=[1, 2]),
+    "core_pattern_no_mapping": configuring(rank_pattern=["q_proj", 4]),
+    "core_rows_no_list": configuring(train_rows={"embed": 3}),
+    "core_variant_no_name": configuring(variant=7),
+    "core_flag_no_flag": configuring(rank_stabilized="yes"),
+    "core_seed_no_number": configuring(seed="today"),
     "core_rank_fraction": configuring(rank=2.5),
     "core_alpha_zero": configuring(alpha=0),
     "core_alpha_infinite": configuring(alpha_pattern={"q_proj": float("inf")}),
@@ -296,6 +316,11 @@ CASES: dict[str, Case] = {
         lambda tmp: configure(saved(tmp), trainable_token_indices={"embed": [1]})
     ),
     "core_adapter_rows_damaged": loading(lambda tmp: configure(saved(tmp), trainable_token_indices="embed")),
+    "core_adapter_vera_rank": loading(
+        lambda tmp: edit(
+            saved(tmp, variant="vera", alpha=16), lambda t: t.update({"base_model.vera_B": torch.ones(8, 4)})
+        )
+    ),
     "core_adapter_vera_of_lora": loading(lambda tmp: configure(saved(tmp), peft_type="VERA")),
     "core_adapter_vera_without_matrices": loading(
         lambda tmp: configure(saved(tmp), peft_type="VERA", save_projection=False)
@@ -311,6 +336,33 @@ CASES: dict[str, Case] = {
     "core_adapter_misshaped": loading(lambda tmp: edit(saved(tmp), lambda t: t.update({Q0: torch.ones(2, 9)}))),
     "core_adapter_wrong_rank": loading(lambda tmp: configure(saved(tmp), r=4)),
     "core_adapter_nan": loading(lambda tmp: edit(saved(tmp), lambda t: t[Q0].fill_(float("nan")))),
+    "core_adapter_whole_numbers": loading(lambda tmp: edit(saved(tmp), lambda t: t.update({Q0: t[Q0].to(torch.int8)}))),
+    "core_adapter_one_place_twice": loading(
+        lambda tmp: edit(saved(tmp), lambda t: t.update({Q0.removeprefix("base_model.model."): t[Q0]}))
+    ),
+    "core_adapter_copy_missing": loading(
+        lambda tmp: edit(saved(tmp, train_also=["head"]), lambda t: t.pop("base_model.model.head.weight"))
+    ),
+    "core_adapter_bias_missing": loading(
+        lambda tmp: edit(saved(tmp, bias="lora_only"), lambda t: [t.pop(k) for k in list(t) if k.endswith("bias")])
+    ),
+    "core_adapter_notes_damaged": loading(
+        lambda tmp: note(saved(tmp), lambda t, own: own.update(twins=["head"], fingerprint={"sites": {"head": 1}}))
+    ),
+    "core_adapter_outside_slices": loading(
+        lambda tmp: note(
+            saved(tmp, targets=["c_attn[q]"]),
+            lambda t, own: t["base_model.model.c_attn.lora_B.weight"].fill_(1.0),
+        )
+    ),
+    "core_adapter_value_misshaped": Case(
+        lambda m, p: dw.Adapter.open(p).delta("layers.0.q_proj"),
+        files=lambda tmp: edit(saved(tmp), lambda t: t.update({Q0: torch.ones(3, 8)})),
+    ),
+    "core_adapter_value_nan": Case(
+        lambda m, p: dw.Adapter.open(p).norms(),
+        files=lambda tmp: edit(saved(tmp), lambda t: t[Q0].fill_(float("nan"))),
+    ),
     "core_adapter_many_problems": loading(
         lambda tmp: edit(saved(tmp), lambda t: [t.update({k: torch.ones(2, 9)}) for k in list(t)])
     ),

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import deltaw as dw
-from builders import gpt2, llama, lookup
+from builders import bert, gpt2, llama, lookup
 from deltaw.errors import FaithError, StateError
 from deltaw.factors import Factors
 from deltaw.ship.fidelity import FidelityReport, SiteFidelity, fidelity, reference
@@ -176,3 +176,49 @@ def test_a_tolerance_replaces_the_bounds() -> None:
 def test_an_effect_lost_in_rounding_is_said() -> None:
     assert "merge in float32" in str(report(effect=1e-6, logit_error=1e-6))
     assert "changes no output" in str(report(effect=0.0))
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "dora": {"variant": "dora"},
+    "vera": {"variant": "vera", "rank": 8, "alpha": 8},
+    "together": {"variant": "dora,lora_fa,lora_bias", "init": "pissa", "targets": ["query", "value"]},
+    "lora_bias": {"variant": "lora_bias", "targets": ["query", "value"]},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_merge_of_every_variant_is_judged_and_a_wrong_one_found(kind: str) -> None:
+    model = bert()
+    dw.attach(model, dw.LoRAConfig(**{"targets": "all-linear", "rank": 4, "seed": 0, **KINDS[kind]}))
+    shake(model)
+    probes = [torch.arange(12).view(1, 12)]
+    assert fidelity(model, probes).faithful
+    taken = reference(model, probes)
+    dw.merge(model)
+    with torch.no_grad():
+        model.bert.encoder.layer[1].attention.self.query.weight.mul_(1.001)
+    assert "query" in taken.judge(model).failures[0] or not taken.judge(model).faithful
+
+
+def test_a_weight_that_others_read_is_judged_without_its_update_twice() -> None:
+    model = llama(tied=True)
+    dw.attach(model, dw.LoRAConfig(targets=["lm_head.weight"], rank=4, ties="share", seed=0))
+    shake(model)
+    report = fidelity(model, [torch.arange(12).view(1, 12)])
+    assert report.faithful and report.logit_bound < 1e-4
+    assert {site.path for site in report.sites} == {"lm_head", "model.embed_tokens"}
+
+
+def test_trained_rows_are_judged_at_the_table_and_at_the_head() -> None:
+    model = llama(tied=True)
+    dw.attach(model, dw.LoRAConfig(targets=["q_proj"], rank=4, ties="share", train_rows={"embed_tokens": [3, 5]}))
+    shake(model)
+    report = fidelity(model, [torch.arange(12).view(1, 12)])
+    assert report.faithful and report.effect > 1e-3
+
+
+def shake(model: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for _, parameter in dw.trainable(model):
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)

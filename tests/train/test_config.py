@@ -174,3 +174,11 @@ def test_unknown_names_and_ids_are_refused(values: dict[str, Any], got: str, hin
     with pytest.raises(ConfigError) as error:
         from_values(BASE, {"adapter": values})
     assert got in error.value.got and hint in error.value.hint
+
+
+def test_the_file_of_the_guide_is_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (tmp_path / "run.toml").write_text(text.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
+    config = from_values(read_toml(tmp_path / "run.toml"))
+    assert config.adapter.variant == ("dora", "lora_fa") and config.adapter.new_tokens == ("<tool>", "</tool>")
+    assert config.adapter.train_rows == {"embed_tokens": (32000, 32005)} and config.optim.lora_plus == 16.0

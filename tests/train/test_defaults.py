@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
+from deltaw.initialize import INITIALIZATIONS
 from deltaw.train.config import AdapterConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from deltaw.train.defaults import (
     Choices,
     Facts,
+    add_fixed,
     advice,
     choose_batches,
     choose_length,
@@ -17,6 +19,8 @@ from deltaw.train.defaults import (
     choose_rest,
     learning_rate_for,
 )
+from deltaw.train.habits import INIT_HABITS, VARIANT_HABITS
+from deltaw.variants import VARIANTS
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -112,3 +116,57 @@ def test_advice() -> None:
     assert "20 steps are few" in text and "(raise --steps)" in text
     assert "(raise --epochs" in "\n".join(advice(Choices(), facts(), config(), 20))
     assert not advice(Choices(), facts(), config(), 500)
+
+
+def test_vera_wants_a_larger_rank_and_rate_than_lora() -> None:
+    vera = config(adapter=AdapterConfig(variant=("vera",)))
+    choices = Choices()
+    assert choose_rank(choices, vera, facts()) == 256 and "2310.11454" in choices.made[0].reason
+    assert choose_rank(Choices(), vera, facts(hidden=64)) == 64
+    choose_rest(choices, vera, facts(), 1000, valid_rows=0)
+    plain = learning_rate_for(facts(), 1000, "lora")[0]
+    assert choices.values()["optim.lr"] == pytest.approx(10 * plain)
+    add_fixed(choices, vera, adapter=True, task="causal")
+    assert choices.values()["adapter.variant"] == "vera"
+    # it has neither a scaling nor an initialization to choose
+    assert not {"adapter.alpha", "adapter.init"} & set(choices.values())
+
+
+def test_a_start_from_data_says_how_many_batches_it_looks_at_and_why() -> None:
+    choices = Choices()
+    add_fixed(choices, config(adapter=AdapterConfig(init="eva")), adapter=True, task="causal")
+    found = {choice.name: choice for choice in choices.made}
+    assert found["adapter.init_batches"].value == 8 and "64 rows" in found["adapter.init_batches"].reason
+    choices = Choices()
+    add_fixed(choices, config(), adapter=True, task="causal")
+    assert "adapter.init_batches" not in choices.values()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "said"),
+    [
+        (AdapterConfig(variant=("dora",)), "costs time"),
+        (AdapterConfig(variant=("lora_fa",)), "keeps its input"),
+        (AdapterConfig(variant=("lora_bias",)), "stays beside its base"),
+        (AdapterConfig(variant=("vera",)), "most of the file"),
+        (AdapterConfig(variant=("dora", "lora_bias")), "PEFT refuses it"),
+        (AdapterConfig(init="pissa"), "lower rate"),
+        (AdapterConfig(init="lora_ga"), "gradient of every adapted weight"),
+    ],
+)
+def test_what_a_choice_costs_is_said(adapter: AdapterConfig, said: str) -> None:
+    assert said in "\n".join(advice(Choices(), facts(), config(adapter=adapter), 500))
+
+
+def test_habits_speak_of_things_that_exist() -> None:
+    assert set(VARIANT_HABITS) <= set(VARIANTS) and set(INIT_HABITS) <= set(INITIALIZATIONS)
+    assert {name for name, habit in VARIANT_HABITS.items() if not habit.scaled} == {
+        name for name, variant in VARIANTS.items() if not variant.scaled
+    }
+    assert {name for name, habit in INIT_HABITS.items() if habit.looks} == {
+        name for name, way in INITIALIZATIONS.items() if way.needs in ("inputs", "gradient")
+    }
+
+
+def test_one_of_a_thing_is_said_so() -> None:
+    assert "1 step is few" in "\n".join(advice(Choices(), facts(), config(), 1))

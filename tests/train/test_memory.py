@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,16 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import deltaw as dw
 from deltaw.errors import ConfigError
-from deltaw.train.memory import ADAM_BYTES, Workload, activation_bytes, memory_plan
+from deltaw.train.memory import (
+    ADAM_BYTES,
+    Workload,
+    activation_bytes,
+    frozen_values,
+    kept_by,
+    kept_in,
+    memory_plan,
+    stored_values,
+)
 from deltaw.train.shape import meta_model
 
 VOCAB, BATCH, LENGTH = 1024, 4, 128
@@ -98,6 +108,66 @@ def test_activations_match_the_measured_peak(kind: str, dtype: torch.dtype, targ
     side = report.full if full else report.lora
     ratio = (side.activations + side.logits) / peak_bytes(step)
     assert 1 / FACTOR < ratio < FACTOR
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "dora": {"variant": "dora"},
+    "lora_fa": {"variant": "lora_fa"},
+    "lora_bias": {"variant": "lora_bias"},
+    "vera": {"variant": "vera", "rank": 64, "alpha": 64},
+    "dora+lora_fa": {"variant": "dora,lora_fa"},
+    "pissa": {"init": "pissa"},
+    "dora+olora": {"variant": "dora", "init": "olora"},
+    "lora_ga": {"init": "lora_ga"},
+}
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "lora_ga"])
+def test_every_variant_matches_its_measured_peak_and_its_bytes(kind: str) -> None:
+    torch.manual_seed(0)
+    model = build("llama")
+    config = dw.LoRAConfig(**{"targets": "all-linear", "rank": 8, **KINDS[kind]})
+    plan = dw.plan(model, config)
+    report = memory_plan(
+        model, sites=kept_by(plan), trained=plan.parameters, frozen=frozen_values(plan),
+        workload=Workload(batch=BATCH, length=LENGTH),
+    )  # fmt: skip
+    dw.attach(model, config)
+    assert kept_in(model, "default") == kept_by(plan)
+    buffers = [tensor for name, tensor in model.named_buffers() if ".lora." in name and tensor.is_floating_point()]
+    assert frozen_values(plan) == sum(map(torch.Tensor.numel, buffers))
+    assert plan.parameters == sum(parameter.numel() for _, parameter in dw.trainable(model))
+    step = stepper(model, "llama")
+    step()
+    model.zero_grad(set_to_none=False)
+    ratio = (report.lora.activations + report.lora.logits) / peak_bytes(step)
+    assert 1 / 1.1 < ratio < 1.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shape_without_values_is_counted_as_the_model_is(kind: str, tmp_path: Path) -> None:
+    """The meta device is enough, for starts that need the weights or data too; the file holds what was counted."""
+    config = dw.LoRAConfig(**{"targets": "all-linear", "rank": 8, **KINDS[kind]})
+    with torch.device("meta"):
+        shape = build("llama")
+    model = build("llama")
+    planned = dw.plan(shape, config)
+    ids = torch.arange(32).view(2, 16)
+    dw.attach(model, config, batches=[{"input_ids": ids, "labels": ids}] if kind == "lora_ga" else None)
+    dw.save(model, tmp_path)
+    assert stored_values(planned) == dw.Adapter.open(tmp_path).parameters
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_rows_and_shared_weights_are_counted_as_they_are_stored(shared: bool, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **DECODER, tie_word_embeddings=True))
+    more = {"targets": ["lm_head"]} if shared else {"train_rows": {"embed_tokens": [3, 9]}}
+    config = dw.LoRAConfig(**{"targets": ["q_proj"], "rank": 2, "ties": "share", **more})
+    planned = dw.plan(model, config)
+    dw.attach(model, config)
+    dw.save(model, tmp_path)
+    assert stored_values(planned) == dw.Adapter.open(tmp_path).parameters
+    assert planned.parameters == sum(parameter.numel() for _, parameter in dw.trainable(model))
 
 
 def test_parts_are_plain_arithmetic() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 from deltaw.errors import CheckpointError, ResumeError
+from deltaw.initialize import INITIALIZATIONS
 from deltaw.train import Callback, StepRecord, from_values, run, to_toml
 from deltaw.train.state import list_states
 
@@ -197,6 +199,87 @@ def test_a_classifier_with_dropout_and_a_trained_head_resumes(values: Values, fi
     first = run(from_values(labels)).output
     report = run(from_values(into(labels, tmp_path / "cut")), (StopAfter(9),))
     compare(first, run(from_values({"run": {"resume": str(report.output)}})).output)
+
+
+KINDS: dict[str, Values] = {
+    "dora": {"adapter": {"variant": "dora"}},
+    "lora_fa": {"adapter": {"variant": "lora_fa"}},
+    "vera": {"adapter": {"variant": "vera"}},
+    "together": {"adapter": {"variant": "dora,lora_fa,lora_bias", "init": "pissa"}},
+    "gaussian": {"adapter": {"init": "gaussian"}},
+    "orthogonal": {"adapter": {"init": "orthogonal"}},
+    "pissa_fast": {"adapter": {"init": "pissa_fast"}},
+    "olora": {"adapter": {"init": "olora"}},
+    "eva": {"adapter": {"init": "eva", "init_batches": 2}},
+    "lora_ga": {"adapter": {"init": "lora_ga", "init_batches": 2}},
+    "lora_plus": {"optim": {"lora_plus": 8.0, "lr": 0.004}},
+    "rows": {"adapter": {"train_rows": {"embed_tokens": [5, 7, 8]}}},
+    "new_tokens": {"adapter": {"new_tokens": ["<tool>"]}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_adapter_resumes_to_the_same_bytes(values: Values, kind: str, tmp_path: Path) -> None:
+    """What an adapter started from is in the state: nothing depends on computing it twice."""
+    settings = {section: {**table, **KINDS[kind].get(section, {})} for section, table in values.items()}
+    settings["optim"]["steps"] = 9
+    first = run(from_values(into(settings, tmp_path / "first"))).output
+    cut = run(from_values(into(settings, tmp_path / "cut")), (StopAfter(7),)).output
+    with pytest.MonkeyPatch.context() as patch:
+        for name, way in INITIALIZATIONS.items():
+            if way.needs:
+                spoiled = dataclasses.replace(way, draw=lambda request, draw=way.draw: shifted(draw(request)))
+                patch.setitem(INITIALIZATIONS, name, spoiled)
+        again = run(from_values({"run": {"resume": str(cut)}}))
+    assert not again.interrupted
+    compare(first, again.output)
+
+
+def shifted(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A start that another machine might have computed."""
+    return pair[0] * 1.001, pair[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "got"),
+    [
+        ({"adapter": {"variant": "dora"}}, "--variant = ['dora']"),
+        ({"adapter": {"init": "pissa"}}, "--init = 'pissa'"),
+        ({"adapter": {"train_rows": {"embed_tokens": [3]}}}, "--train-rows = {'embed_tokens': [3]}"),
+        ({"adapter": {"new_tokens": ["<a>"]}}, "--new-tokens = ['<a>']"),
+        ({"optim": {"lora_plus": 4.0}}, "--lora-plus = 4.0"),
+    ],
+)
+def test_another_kind_is_another_run(values: Values, whole: Path, changes: Values, got: str) -> None:
+    with pytest.raises(ResumeError, match="keeps its settings") as error:
+        run(from_values({"run": {"resume": str(whole)}}, changes))
+    assert got in error.value.got
+
+
+class Listener(Callback):
+    """Keeps what is said before step 1."""
+
+    def __init__(self) -> None:
+        self.sections: dict[str, str] = {}
+
+    def on_section(self, title: str, body: object) -> None:
+        self.sections[title] = str(body)
+
+
+def test_a_finished_run_tells_only_its_end(whole: Path, tmp_path: Path) -> None:
+    heard = Listener()
+    report = run(from_values({"run": {"resume": str(shutil.copytree(whole, tmp_path / "copy"))}}), (heard,))
+    assert list(heard.sections) == ["resume"] and "finished already after step 10 of 10" in heard.sections["resume"]
+    assert "tokens/s" not in str(report) and "finished after 10 of 10 steps" in str(report)
+
+
+def test_what_a_run_chose_is_still_its_choice_when_it_is_resumed(values: Values, tmp_path: Path) -> None:
+    first, second = Listener(), Listener()
+    cut = run(from_values(into(values, tmp_path / "cut")), (StopAfter(7), first)).output
+    run(from_values({"run": {"resume": str(cut)}}), (second,))
+    assert first.sections["settings"] == second.sections["settings"]
+    assert "adapter.rank = 4  (given)" in second.sections["settings"]
+    assert "adapter.init = kaiming  (A uniform" in second.sections["settings"]
 
 
 PLACES = ("fsync", "rename", "replace", "step", "batch", "mkdir", "rmtree", "tensors")

@@ -150,14 +150,18 @@ def _scores(opened: Opened, examples: Dataset, batch_tokens: int) -> dict[str, S
 
 def _table(scores: dict[str, Score], count: int) -> str:
     from deltaw.reports import table
+    from deltaw.train.report import metric
 
     sides = list(scores)
     header = [f"{count:,} examples", *sides, *(["change"] if len(sides) == 2 else [])]
     rows = []
     for name in scores[sides[0]].metrics:
         values = [scores[side].metrics[name] for side in sides]
-        cells = [f"{value:.4f}" for value in values]
-        rows.append([name, *cells, *([f"{values[1] - values[0]:+.4f}"] if len(values) == 2 else [])])
+        cells = [metric(name, value) for value in values]
+        change = values[-1] - values[0]
+        rows.append(
+            [name, *cells, *([f"{'+' if change >= 0 else ''}{metric(name, change)}"] if len(sides) == 2 else [])]
+        )
     return table(header, rows)
 
 

@@ -77,6 +77,7 @@ class Kind:
         droppable: dropout on the input makes sense.
         sliceable: output features may be adapted in parts.
         lookup: the input is token ids, and A starts at zero instead of B.
+        fused: ``down`` and ``up`` are plain products, so that the LoRA step applies.
         readable: the weight has two axes, and others may read it themselves.
         spectral: initializations that start from the weight or from data apply.
         bounded: (module, rows) -> rows, a constraint the base puts on its looked-up weights, or None.
@@ -107,6 +108,7 @@ class Kind:
     droppable: bool = True
     sliceable: bool = True
     lookup: bool = False
+    fused: bool = False
     readable: bool = True
     spectral: bool = True
     bounded: Callable[[Any, Tensor], Tensor] | None = None

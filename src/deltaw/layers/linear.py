@@ -36,6 +36,7 @@ LINEAR = Kind(
     transposed=False,
     suffixes=(".lora_A.weight", ".lora_B.weight"),
     down=_down,
+    fused=True,
 )
 
 CONV1D = Kind(
@@ -45,4 +46,5 @@ CONV1D = Kind(
     transposed=True,
     suffixes=(".lora_A.weight", ".lora_B.weight"),
     down=_down,
+    fused=True,
 )

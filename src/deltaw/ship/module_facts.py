@@ -27,7 +27,7 @@ class ModuleFacts:
 
     Args:
         path: dotted module path.
-        in_features: I; I / groups * kernel for a convolution; None where the file does not say.
+        in_features: I; I * kernel for a convolution; None where the file does not say.
         out_features: O.
         rank: R as it was trained: the sum over slices, without the start that is taken off again.
         scaling: factor on B A; that of the first slice.

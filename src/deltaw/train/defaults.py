@@ -13,7 +13,7 @@ from typing import Any
 from deltaw.reports import plural
 from deltaw.train.batches import BatchPlan
 from deltaw.train.config import TrainConfig, spec_of
-from deltaw.train.habits import INIT_HABITS, VARIANT_HABITS, Habit
+from deltaw.train.habits import INIT_HABITS, OURS, VARIANT_HABITS, Habit
 
 __all__ = ["Choice", "Choices", "Facts", "choose_batches", "choose_length", "choose_rank", "choose_rest"]
 
@@ -326,6 +326,8 @@ def advice(choices: Choices, facts: Facts, config: TrainConfig, total: int) -> l
     rank = values.get("adapter.rank")
     habits = _habits(config) if config.adapter.method == "lora" and config.adapter.start is None else []
     lines += [habit.remark for habit in habits if habit.remark]
+    if habits and set(config.adapter.variant) >= OURS:
+        lines.append(f"{' with '.join(sorted(OURS))}: deltaw reads and merges such an adapter, PEFT refuses it")
     vectors = any(habit.rank for habit in habits)
     if rank and facts.per_rank and rank * facts.per_rank < facts.trained_tokens and not vectors:
         lines.append(

@@ -144,7 +144,7 @@ def _fidelity(job: Job) -> str:
     try:
         found = fidelity(job.model, probes)
     except StateError as error:
-        return f"merge: not possible: {error.what}; {error.hint}"
+        return f"merge: not possible: {error.what} ({error.got}); {error.hint}"
     verdict = "faithful" if found.faithful else "NOT FAITHFUL (" + "; ".join(found.failures) + ")"
     return (
         f"merge: {verdict}: logits differ by {found.logit_error:.1e} of their size (bound {found.logit_bound:.1e}) on "

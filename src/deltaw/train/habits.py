@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["INIT_HABITS", "VARIANT_HABITS", "Habit"]
+__all__ = ["INIT_HABITS", "OURS", "VARIANT_HABITS", "Habit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +58,14 @@ VARIANT_HABITS: dict[str, Habit] = {
     ),
 }
 
-_LARGE = "an update that starts from large directions wants a lower rate than LoRA's (arXiv:2602.04998)"
+OURS = frozenset({"dora", "lora_bias"})
+"""Variants that PEFT (up to 0.21.2 at least) does not read together."""
+
+_LARGE = "an update that starts from the largest directions wants a lower rate than LoRA's (arXiv:2602.04998)"
 
 INIT_HABITS: dict[str, Habit] = {
     "pissa": Habit(remark=f"pissa: {_LARGE}; pissa_fast starts sooner on large layers"),
     "pissa_fast": Habit(remark=f"pissa_fast: {_LARGE}"),
-    "olora": Habit(remark=f"olora: {_LARGE}"),
     "eva": Habit(looks=True),
     "lora_ga": Habit(
         looks=True,

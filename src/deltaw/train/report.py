@@ -130,7 +130,7 @@ def metric(name: str, value: float) -> str:
     Returns:
         Text.
     """
-    return figures(value) if name == "perplexity" or value >= 1e4 else f"{value:.4f}"
+    return figures(value) if name == "perplexity" or abs(value) >= 1e4 else f"{value:.4f}"
 
 
 def _change(before: dict[str, float], after: dict[str, float]) -> str:

@@ -124,13 +124,15 @@ class Combined:
         self.reads = any(part.reads for part in parts)
         self.linear = all(part.linear for part in parts)
         self.scaled = all(part.scaled for part in parts)
-        self.plain = all(part.delta is None for part in parts)
         self.shared: Any = self._one("shared", None)
         self.cut: Any = self._one("cut", None)
         self.factors: Any = self._one("factors", _plain_factors)
         self.apply: Any = self._one("apply", _plain_apply)
         self.delta: Any = self._one("delta", _plain_delta)
         self.shift: Any = self._one("shift", None)
+        self.factored = all(part.delta is None for part in parts)
+        hooks = ("factors", "apply", "delta", "shift", "shared")
+        self.plain = not any(getattr(part, hook) is not None for part in parts for hook in hooks)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by names; a copy is the same object."""

@@ -120,7 +120,7 @@ def _add(draft: Draft, stem: str, path: str, parts: dict[str, Tensor], stated: M
     if pair is None or (pair[0].dim() == 2 and not draft.same_rank(stem, pair)):
         return
     rank = pair[0].shape[0]
-    alpha = scale_of(parts.get("alpha"), rank)
+    alpha = scale_of(draft, stem, parts.get("alpha"), rank)
     if "alpha" not in parts and "lora_alpha" in stated:
         inner = stem.removeprefix(f"{_component(stem)}.")
         alpha = float(alpha_for(dict(stated), inner))

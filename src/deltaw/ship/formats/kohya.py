@@ -143,20 +143,25 @@ def _add(draft: Draft, places: Places, component: str, stem: str, parts: dict[st
     if len(found) > 1:
         draft.problems.append(f"'{stem}' may be any of {', '.join(map(repr, found))}")
         return
-    alpha = scale_of(parts.get("alpha"), rank)
+    alpha = scale_of(draft, stem, parts.get("alpha"), rank)
     draft.add(found[0], Update(lora_A=pair[0], lora_B=pair[1], alpha=alpha, origin=stem, magnitude=magnitude))
 
 
-def scale_of(alpha: Tensor | None, rank: int) -> float:
+def scale_of(draft: Draft, stem: str, alpha: Tensor | None, rank: int) -> float:
     """Alpha of one module by the convention of these files.
 
     Args:
+        draft: hears of an alpha that is no number.
+        stem: the module's name in the file.
         alpha: the stored scalar, or None.
         rank: R.
 
     Returns:
         The stored alpha; the rank, which makes the scale 1, where there is none or it is 0.
     """
+    if alpha is not None and alpha.numel() != 1:
+        draft.problems.append(f"'{stem}': alpha has {alpha.numel()} values, not one")
+        return float(rank)
     value = 0.0 if alpha is None else float(alpha)
     return value if value != 0 else float(rank)
 
