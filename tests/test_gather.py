@@ -142,12 +142,59 @@ def test_slices_take_their_rows_of_the_gradient() -> None:
     assert model["c_attn"].lora.default.q.lora_B.shape == (4, 1)
 
 
-def test_a_site_that_hears_nothing_is_named() -> None:
+class Crossed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, q: Tensor, kv: Tensor | None = None) -> Tensor:
+        kv = q if kv is None else kv
+        return self.attn(q, kv, kv)[0]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_eva_hears_both_projections_of_an_attention(fused: bool) -> None:
     torch.manual_seed(0)
-    model = nn.ModuleDict({"attn": nn.MultiheadAttention(8, 2, batch_first=True)})
-    model.forward = lambda x: model["attn"](x, x, x)[0]
+    model: Any = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) if fused else Crossed()
     x = torch.randn(2, 5, 8, generator=G)
-    with pytest.raises(ConfigError, match=r"attn\.out_proj"):
-        builders.attach(model, init="eva", rank=2, targets="attn", batches=[x])
-    builders.attach(model, init="eva", rank=2, targets="attn[q,v]", batches=[x])
-    assert model["attn"].lora.default.q.lora_A.any()
+    base = model.eval()(x)
+    target = "self_attn" if fused else "attn"
+    builders.attach(model, init="eva", rank=2, targets=target, batches=[x])
+    for site in (target, f"{target}.out_proj"):
+        lora_A = model.get_submodule(site).lora.default.lora_A.detach()
+        torch.testing.assert_close(lora_A @ lora_A.t(), torch.eye(2), rtol=1e-4, atol=1e-4)
+        assert "forward" not in vars(model.get_submodule(site))
+    torch.testing.assert_close(model(x), base)
+
+
+def test_eva_between_two_sequences_is_refused() -> None:
+    model, x = Crossed(), torch.randn(2, 5, 8, generator=G)
+    with pytest.raises(ConfigError, match="no one input"):
+        builders.attach(model, init="eva", rank=2, targets="attn[k]", batches=[(x, x * 2)])
+    assert "forward" not in vars(model.attn) and not dw.attached(model)
+
+
+@pytest.mark.parametrize("init", ["eva", "lora_ga"])
+def test_a_site_that_hears_nothing_is_named(init: str) -> None:
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "idle": nn.Linear(4, 4)})
+    model.forward = lambda x: model["used"](x)
+    loss = torch.sum if init == "lora_ga" else None
+    with pytest.raises(ConfigError, match="idle"), torch.no_grad():
+        builders.attach(model, init=init, rank=2, targets="all-linear", batches=[torch.ones(3, 4)], loss=loss)
+
+
+def test_ranks_are_found_on_the_resting_base() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4)).train()
+    before, batches = builders.bits(model), [torch.randn(6, 8, generator=G)] * 3
+    ranks = dw.eva_ranks(model, dw.plan(model, dw.LoRAConfig(rank=2)), batches)
+    assert builders.bits(model) == before and all(m.training for m in model.modules())
+    assert ranks == dw.eva_ranks(model.eval(), dw.plan(model, dw.LoRAConfig(rank=2)), batches)
+
+
+def test_what_is_no_batch_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no batch"):
+        builders.attach(Net(), init="eva", rank=2, targets="first", batches=[3])
+    with pytest.raises(ConfigError, match="the data, which has fewer"):
+        builders.attach(Net(), init="eva", rank=3, targets="first", batches=[torch.randn(1, 6)])

@@ -227,3 +227,32 @@ def test_reports_print_as_text(tmp_path: Path) -> None:
     assert str(dw.detach(model)) == "detached default, 2 modules restored; the base is as it was"
     loaded = dw.load(model, tmp_path, "back")
     assert "applied to 2/2 modules" in str(loaded) and dw.trainable(model) == []
+
+
+@pytest.mark.parametrize("name", ["/tmp/elsewhere", "a/b", " ", "a\nb", "..", "", 3, "loaded", "training"])
+def test_names_that_are_no_names_are_refused(name: Any) -> None:
+    model = builders.mlp()
+    with pytest.raises(StateError, match="cannot be the name"):
+        dw.attach(model, dw.LoRAConfig(rank=2), name)
+    assert not dw.attached(model)
+
+
+def test_arguments_of_the_wrong_kind_are_refused() -> None:
+    with pytest.raises(DeltawError, match="not a configuration"):
+        dw.attach(builders.mlp(), {"rank": 3})  # type: ignore[arg-type]
+    model = builders.mlp()
+    dw.attach(model, dw.LoRAConfig(rank=2))
+    with pytest.raises(StateError, match="chooses no adapter"):
+        dw.activate(model, ["default"])  # type: ignore[arg-type]
+    with pytest.raises(StateError, match="no adapter"):
+        dw.param_groups(builders.mlp(), lr=0.1)
+
+
+def test_an_attention_may_be_the_whole_model() -> None:
+    model, x = nn.MultiheadAttention(8, 2), torch.randn(3, 2, 8, generator=torch.Generator().manual_seed(0))
+    report = dw.attach(model, dw.LoRAConfig(rank=2, targets=nn.MultiheadAttention))
+    assert [site.path for site in report.sites] == ["", "out_proj"]
+    builders.randomize(model)
+    on = model(x, x, x)[0]
+    dw.merge(model)
+    torch.testing.assert_close(model(x, x, x)[0], on)

@@ -175,5 +175,34 @@ def test_rows_cannot_be_mixed_and_never_part_from_a_tied_head() -> None:
     with pytest.raises(StateError, match="cannot be mixed"):
         dw.activate(model, {"default": 0.5})
     for policy in ("refuse", "separate"):
-        with pytest.raises(TieError, match="shared with another module"):
+        with pytest.raises(TieError, match="for all its users or not at all"):
             dw.attach(builders.lookup(tied=True), dw.LoRAConfig(targets=(), train_rows={"embed": [1]}, ties=policy))
+
+
+def test_rows_of_a_table_whose_update_belongs_to_the_head(tmp_path: Path) -> None:
+    """The head is the target, the table its twin: the rows stand beside the head's update and both read them."""
+    model = builders.llama(tied=True)
+    config = dw.LoRAConfig(targets=["lm_head"], rank=2, train_rows={"embed_tokens": [3, 7]}, ties="share")
+    dw.attach(model, config)
+    ids = torch.tensor([[1, 3, 7, 5]])
+    base = model(ids).logits
+    model(ids, labels=ids).loss.backward()
+    assert dw.check(model).ok
+    train(model)
+    on = model(ids).logits
+    assert (on - base).abs().max() > 1e-2
+    dw.save(model, tmp_path)
+    assert any(
+        key.endswith("embed_tokens.token_adapter.trainable_tokens_delta") for key in dw.Adapter.open(tmp_path).tensors
+    )
+    fresh = builders.llama(tied=True)
+    dw.load(fresh, tmp_path)
+    torch.testing.assert_close(fresh(ids).logits, on)
+    dw.merge(model)
+    torch.testing.assert_close(model(ids).logits, on, rtol=1e-4, atol=1e-4)
+
+
+def test_a_table_in_full_and_its_rows_are_refused_together() -> None:
+    config = dw.LoRAConfig(targets=["q_proj"], rank=2, train_also="embed_tokens", train_rows={"embed_tokens": [3]})
+    with pytest.raises(DeltawError, match="cannot be trained apart"):
+        dw.attach(builders.llama(), config)

@@ -173,6 +173,14 @@ class Adapter:
             CheckpointError: if there is no such module, one factor is missing, or they do not fit each other.
         """
         factors = self.contents.factors
+        if self.contents.vectors:
+            raise CheckpointError(
+                "a VeRA file holds vectors, and factors only together with a model's sizes",
+                where=self.where,
+                got=f"VeRA vectors of {len(self.contents.vectors)} modules",
+                expected="a LoRA file",
+                hint="load it on its base, or look at it with deltaw inspect.",
+            )
         if path not in factors or set(factors[path]) != {0, 1}:
             raise CheckpointError(
                 "the adapter has no complete update for this module",

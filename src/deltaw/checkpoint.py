@@ -26,7 +26,7 @@ from deltaw.read import CONFIG
 from deltaw.record import Record, Worn, find_record, record_of
 from deltaw.reports import size
 from deltaw.tree import require_model
-from deltaw.worn import FullCopy, Twin
+from deltaw.worn import FullCopy
 
 __all__ = ["LoadReport", "SaveReport", "load", "save"]
 
@@ -193,7 +193,7 @@ def _fill(record: Record, name: str, fitted: Fit) -> None:
                 _copy(factors, fitted.tensors[path, factors.part.name])
         elif isinstance(entry, FullCopy):
             entry.module.load_state_dict(fitted.copies[path])
-        tokens = None if isinstance(entry, Twin) else getattr(entry, "tokens", None)
+        tokens = getattr(entry, "tokens", None) if isinstance(module, nn.Embedding) else None
         if tokens is not None:
             tokens.rows.copy_(fitted.rows[path])
         bias = getattr(entry, "bias", None)

@@ -156,7 +156,7 @@ def _collect(model: nn.Module, record: Record, name: str, stabilized: bool) -> _
             written.own["twins"][path] = next(
                 p for p, m in record.modules.items() if container_of(m)._modules.get(name) is entry.primary[0]
             )
-        elif getattr(entry, "tokens", None) is not None:
+        if isinstance(module, nn.Embedding) and getattr(entry, "tokens", None) is not None:
             written.tensors[PREFIX + path + ROWS] = entry.tokens.rows
             written.tokens[path] = entry.tokens.index.tolist()
         if isinstance(entry, FullCopy):

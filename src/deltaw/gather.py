@@ -5,8 +5,9 @@ The base runs as it is: nothing is attached yet, its parameters' flags and gradi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 
 from deltaw.errors import ConfigError
 from deltaw.initialize import INITIALIZATIONS
+from deltaw.layers.attention import ATTENTION
+from deltaw.record import find_record
 from deltaw.sites import Plan, Site
-from deltaw.tree import require_model
+from deltaw.tree import parent_of, require_model
 
 __all__ = ["Sketch", "eva_ranks", "gather"]
 
@@ -99,11 +102,20 @@ def gather(
     if not wanted or batches is None or not made.sites:
         return {}
     root = require_model(model)
+    with _resting(root):
+        return _GATHERERS[needs](root, made, _checked(batches, init), loss)
+
+
+@contextmanager
+def _resting(root: nn.Module) -> Iterator[None]:
+    """The base in evaluation mode, frozen, and all adapters off; everything as it was afterwards."""
     flags = {name: (p, p.requires_grad) for name, p in root.named_parameters()}
     training = {module: module.training for module in root.modules()}
+    record = find_record(root)
     root.requires_grad_(False).eval()
     try:
-        return _GATHERERS[needs](root, made, _checked(batches, init), loss)
+        with nullcontext() if record is None else record.override(()):
+            yield
     finally:
         for parameter, flag in flags.values():
             parameter.requires_grad_(flag)
@@ -130,32 +142,65 @@ def _checked(batches: Iterable[Any], init: str) -> Iterator[Any]:
 def _run(model: nn.Module, batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
+    if not isinstance(batch, tuple | list | Tensor):
+        raise ConfigError(
+            "this is no batch",
+            where="attach(..., batches=...)",
+            got=type(batch).__name__,
+            expected="a mapping of arguments, a tuple of them, or a tensor",
+            hint="yield what the model's forward takes.",
+        )
+    return model(batch) if isinstance(batch, Tensor) else model(*batch)
 
 
 @contextmanager
-def _listening(sites: Iterable[Site], hear: Callable[[Site, Tensor], None]) -> Iterator[None]:
+def _listening(model: nn.Module, sites: list[Site], hear: Callable[[Site, Tensor], None]) -> Iterator[None]:
     """Call ``hear`` with each site's input, as rows."""
 
     def hook_of(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x: Tensor = args[0] if args else next(iter(kwargs.values()))
+            if site.kind.forward is not None and any(other is not x for other in (*args, *kwargs.values())[1:3]):
+                raise ConfigError(
+                    "attention between two sequences has no one input to start from",
+                    where=f"module '{site.path}'",
+                    got="a key or value that is not the query",
+                    expected="self-attention",
+                    hint="exclude it, or use init='kaiming'.",
+                )
             hear(site, x.detach().reshape(-1, x.shape[-1]))
 
         return hook
 
     handles = [site.module.register_forward_pre_hook(hook_of(site), with_kwargs=True) for site in sites]
+    # torch's attention reads its output projection's weight; run as its own adapted form it calls the projection
+    attentions = {id(parent): parent for site in sites if (parent := _attention(model, site.path)) is not None}
+    for parent in attentions.values():
+        parent.__dict__["forward"] = functools.partial(_called, parent)
     try:
         yield
     finally:
+        for parent in attentions.values():
+            del parent.__dict__["forward"]
         for handle in handles:
             handle.remove()
+
+
+def _attention(model: nn.Module, path: str) -> nn.Module | None:
+    parent = parent_of(model, path)
+    return parent if isinstance(parent, nn.MultiheadAttention) and "forward" not in parent.__dict__ else None
+
+
+def _called(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """Attention whose projections are called, without any term."""
+    assert ATTENTION.forward is not None
+    return ATTENTION.forward(module, lambda out, x, start, stop: out, args, kwargs)
 
 
 def _sketches(model: nn.Module, sites: Iterable[Site], batches: Iterable[Any], factor: float = 1) -> dict[str, Sketch]:
     chosen = list(sites)
     found = {site.path: Sketch(min(site.in_features, int(site.rank * factor))) for site in chosen}
-    with _listening(chosen, lambda site, rows: found[site.path].update(rows)), torch.no_grad():
+    with _listening(model, chosen, lambda site, rows: found[site.path].update(rows)), torch.no_grad():
         for batch in batches:
             _run(model, batch)
     return found
@@ -163,7 +208,11 @@ def _sketches(model: nn.Module, sites: Iterable[Site], batches: Iterable[Any], f
 
 def _inputs(model: nn.Module, made: Plan, batches: Iterable[Any], loss: Any) -> dict[str, Tensor]:
     sketches = _sketches(model, made.sites, batches)
-    deaf = [path for path, sketch in sketches.items() if not len(sketch.values)]
+    _refuse_deaf(made, [path for path, sketch in sketches.items() if not len(sketch.values)])
+    return {path: sketch.vectors for path, sketch in sketches.items()}
+
+
+def _refuse_deaf(made: Plan, deaf: list[str]) -> None:
     if deaf:
         raise ConfigError(
             "no input reached this site",
@@ -172,7 +221,6 @@ def _inputs(model: nn.Module, made: Plan, batches: Iterable[Any], loss: Any) -> 
             expected="batches that run every site",
             hint="its parent reads its weight itself, or the batches skip it; exclude it, or use init='kaiming'.",
         )
-    return {path: sketch.vectors for path, sketch in sketches.items()}
 
 
 def _gradients(model: nn.Module, made: Plan, batches: Iterable[Any], loss: Any) -> dict[str, Tensor]:
@@ -183,8 +231,9 @@ def _gradients(model: nn.Module, made: Plan, batches: Iterable[Any], loss: Any) 
     total: dict[str, Tensor] = {}
     count = 0
     for batch in batches:
-        output = _run(model, batch)
-        value = getattr(output, "loss", None) if loss is None else loss(output)
+        with torch.enable_grad():
+            output = _run(model, batch)
+            value = getattr(output, "loss", None) if loss is None else loss(output)
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise ConfigError(
                 "this initialization needs a loss",
@@ -193,9 +242,12 @@ def _gradients(model: nn.Module, made: Plan, batches: Iterable[Any], loss: Any) 
                 expected="output.loss, or loss= that makes a scalar of the output",
                 hint="put labels into the batches, or pass loss=lambda output: ...",
             )
-        for (path, _), part in zip(weights.items(), torch.autograd.grad(value, list(weights.values())), strict=True):
-            total[path] = total[path] + part.float() if path in total else part.float()
+        found = torch.autograd.grad(value, list(weights.values()), allow_unused=True)
+        for path, part in zip(weights, found, strict=True):
+            if part is not None:
+                total[path] = total[path] + part.float() if path in total else part.float()
         count += 1
+    _refuse_deaf(made, [path for path in weights if path not in total])
     return {site.path: site.kind.matrix(site.module, total[site.path] / count) for site in made.sites}
 
 
@@ -229,7 +281,8 @@ def eva_ranks(model: nn.Module, made: Plan, batches: Iterable[Any], spread: floa
             hint="2 lets a site have up to twice its planned rank.",
         )
     root = require_model(model)
-    sketches = _sketches(root, made.sites, _checked(batches, "eva"), spread)
+    with _resting(root):
+        sketches = _sketches(root, made.sites, _checked(batches, "eva"), spread)
     shares = [
         (float(value) ** 2 / max(sketch.total, 1e-30), path)
         for path, sketch in sketches.items()

@@ -199,11 +199,11 @@ def swapped(request: Request) -> tuple[Tensor, Tensor]:
     return torch.zeros(request.rank, request.in_features), lora_B
 
 
-def _full_rank(request: Request, most: int) -> None:
-    """Refuse more directions than a weight has."""
+def _full_rank(request: Request, most: int, source: str = "the weight") -> None:
+    """Refuse more directions than a weight, or the data, has."""
     if request.rank > most:
         raise ConfigError(
-            "this initialization takes its directions from the weight, which has fewer",
+            f"this initialization takes its directions from {source}, which has fewer",
             where=f"init={request.init!r}, a weight of {request.out_features} x {request.in_features}",
             got=f"rank {request.rank}",
             expected=f"a rank of at most {most}",
@@ -342,7 +342,7 @@ def eva(request: Request) -> tuple[Tensor, Tensor]:
         Paischer et al. 2024, arXiv:2410.07170, section 3.
     """
     vectors = request.gathered()
-    _full_rank(request, len(vectors))
+    _full_rank(request, len(vectors), "the data")
     return vectors[: request.rank].clone(), torch.zeros(request.shape_B)
 
 

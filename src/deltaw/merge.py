@@ -398,7 +398,7 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None) -> 
     if not mix:
         raise _refuse(
             "nothing to merge", type(root).__name__, "no active adapter", "an active adapter",
-            "name one: merge(model, 'default').",
+            f"name one: merge(model, {next(iter(record.adapters))!r}).",
         )  # fmt: skip
     changes = changes_of(record, mix)
     check_changes(root, record, mix, changes)

@@ -9,6 +9,7 @@ from torch import nn
 
 from deltaw.attach import trainable
 from deltaw.errors import ConfigError
+from deltaw.record import record_of
 
 __all__ = ["param_groups"]
 
@@ -43,7 +44,7 @@ def param_groups(
 
     Raises:
         ConfigError: if a value is out of range, or LoRA+ finds no B to work on.
-        StateError: if the model is merged.
+        StateError: if the model has no adapter or is merged.
 
     Source:
         Hayou et al. 2024, arXiv:2402.12354, section 4.
@@ -57,6 +58,7 @@ def param_groups(
     _check("lr", lr, 0.0, "common rates for LoRA are 1e-4 to 1e-3.")
     _check("lora_plus", lora_plus, 1e-3, "use 1 for plain LoRA, 16 for LoRA+.")
     _check("weight_decay", weight_decay, 0.0, "use 0 for none.")
+    record_of(model, "group what is trained")
     lookups = {f"{path}." for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
     groups: dict[str, list[nn.Parameter]] = {"plain": [], "vectors": [], "lora_B": []}
     for name, parameter in trainable(model):

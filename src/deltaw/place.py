@@ -77,7 +77,8 @@ def _tokens(made: Plan, name: str, record: Record) -> None:
             entry = Beside(tokens=tokens).train(rows.module.training)
             container.add_module(name, entry)
         else:
-            entry.tokens = tokens
+            # where the table's update belongs to the head, the rows stand beside it there, and the table reads them
+            (entry.primary[0] if isinstance(entry, Twin) else entry).tokens = tokens
         for path, module, kind in rows.twins:
             other = put_on(path, module, record)
             if name not in other._modules:

@@ -258,6 +258,14 @@ class Record:
         Raises:
             StateError: if a name is unknown, a weight is not finite, or an adapter cannot be mixed.
         """
+        if not (choice is None or isinstance(choice, str | Mapping)):
+            raise StateError(
+                "this chooses no adapter",
+                where="the choice of adapters",
+                got=repr(choice),
+                expected="a name, a mapping of names to weights, or None",
+                hint='for several adapters give weights: {"a": 0.5, "b": 0.5}.',
+            )
         weights = {} if choice is None else {choice: 1.0} if isinstance(choice, str) else dict(choice)
         for name, weight in weights.items():
             if name not in self.adapters:

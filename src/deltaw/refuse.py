@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -38,14 +39,15 @@ def refuse_name(record: Record | None, name: str) -> None:
     Raises:
         StateError: if the name cannot be used.
     """
-    reserved = not name or "." in name or hasattr(Adapters, name) or hasattr(Adapters(Record(), ""), name)
+    fit = isinstance(name, str) and re.fullmatch(r"[\w-]+", name) is not None
+    reserved = not fit or hasattr(Adapters, name) or hasattr(Adapters(Record(), ""), name)
     taken = record is not None and name in record.adapters
     if reserved or taken:
         raise StateError(
             "this name is taken" if taken else "this cannot be the name of an adapter",
             where=f"adapter {name!r}",
             got=repr(name),
-            expected="a new name without a dot that is no attribute of a module",
+            expected="a new name of letters, digits, _ and - that is no attribute of a module",
             hint="choose another name, or detach the old adapter first." if taken else "try 'default' or 'sql'.",
         )
 

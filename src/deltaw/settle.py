@@ -206,6 +206,15 @@ def finish(tree: View, config: LoRAConfig, chosen: Chosen) -> Plan:
         sites.append(site)
     for path in (*chosen.copies, *(path for path, _ in chosen.biases)):
         _refuse_readers(tree, path)
+    whole = next((p for p in chosen.tokens if any(p == c or p.startswith(f"{c}.") for c in chosen.copies)), None)
+    if whole is not None:
+        raise TargetError(
+            "rows of a table that is trained in full cannot be trained apart",
+            where=f"module '{whole}'",
+            got="train_also and train_rows",
+            expected="one or the other",
+            hint="drop one of the two.",
+        )
     both = next((s.path for s in sites if s.path in chosen.tokens and not s.parts[0].update.linear), None)
     if both is not None:
         raise TargetError(
@@ -341,7 +350,15 @@ def _rows(
         )
     # rows of one table are one thing to every reader of a file, so they are never trained apart
     others = _others(module, module.weight, users)
-    twins = _twins(path, module, others, "share" if policy == "share" else "refuse")
+    if others and policy != "share":
+        raise TieError(
+            "rows of a shared table are trained for all its users or not at all",
+            where=f"module '{path}'",
+            got=f"one weight for '{path}' and {', '.join(repr(user.path) for user in others)}, ties={policy!r}",
+            expected='ties="share"',
+            hint='use ties="share" (--ties share), so that the head follows.',
+        )
+    twins = _twins(path, module, others, "share")
     odd = next((p for p, _, kind in twins if kind.name != "Linear"), None)
     if odd is not None:
         raise TieError(

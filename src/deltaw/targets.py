@@ -118,7 +118,7 @@ def _whole(tree: View, path: str, slices: tuple[str, ...]) -> list[str]:
     """A module, and the children that a target of the whole of it means too."""
     kind = kind_of(tree.modules[path])
     children = () if kind is None or slices else kind.parts
-    return [path, *(f"{path}.{child}" for child in children)]
+    return [path, *(f"{path}.{child}" if path else child for child in children)]
 
 
 def _narrow(tree: View, config: LoRAConfig, chosen: dict[str, Choice], copies: list[str]) -> list[str]:
@@ -309,6 +309,14 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
         adapter: 14 parameters, 46.7% of the base's 30
     """
     config = LoRAConfig() if config is None else config
+    if not isinstance(config, LoRAConfig):
+        raise ConfigError(
+            "this is not a configuration",
+            where="argument 'config'",
+            got=type(config).__name__,
+            expected="a LoRAConfig",
+            hint="write LoRAConfig(**fields).",
+        )
     model = require_model(model)
     if not any(True for _ in model.parameters()):
         raise ModelError(

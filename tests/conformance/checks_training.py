@@ -127,7 +127,7 @@ def kept_for_backward(driver: type[Driver], _: Path, name: str) -> str:
     x = floats(1024, width)().bfloat16().requires_grad_()
     share = kept_bytes(model.callable(), x) / (x.numel() * x.element_size())
     assert share <= budget, f"{share:.1f} x"
-    return f"{share:.2f} x"
+    return f"{share:.1f} x"
 
 
 @case("T4")
