@@ -52,7 +52,7 @@ def cut(pair: Pair, start: int, stop: int, width: int) -> Pair | None:
     """
     if (start, stop) == (0, width):
         return pair
-    device = pair.tensors["lora_B"].device
+    device = next(iter(pair.tensors.values())).device
     own = torch.arange(width, device=device) if pair.rows is None else pair.rows
     chosen = ((own >= start) & (own < stop)).nonzero().view(-1)
     if not len(chosen):
@@ -61,7 +61,7 @@ def cut(pair: Pair, start: int, stop: int, width: int) -> Pair | None:
     return Pair(pair.part, tensors, own[chosen] - start)
 
 
-_PER_OUTPUT = frozenset({"lora_B", "start_B", "magnitude", "bias_B"})
+_PER_OUTPUT = frozenset({"lora_B", "start_B", "magnitude", "bias_B", "vera_b", "vera_B"})
 
 
 class Shared(nn.Module):

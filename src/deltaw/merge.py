@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deltaw.blocks import Block, blocks_of, dense_delta
 from deltaw.errors import StateError
-from deltaw.factors import Pair
 from deltaw.functional import compute_dtype, merge_weight
 from deltaw.keep import Kept, check_unchanged, keep, restore
 from deltaw.layer import container_of, put_back, take_off
@@ -25,13 +25,16 @@ from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Mix, Record, record_of
 from deltaw.refuse import is_sharded
 from deltaw.reports import size
-from deltaw.sites import BaseView
 from deltaw.ties import storage_key
 from deltaw.tree import base_modules, require_model
 from deltaw.worn import Adapters, FullCopy, Twin
 
-__all__ = ["MergeReport", "UnmergeReport", "bias_value", "dense_delta", "merge", "unmerge"]
+__all__ = [
+    "Change", "MergeReport", "UnmergeReport", "bias_value", "changes_of", "check_changes", "dense_delta", "merge",
+    "unmerge",
+]  # fmt: skip
 
+_PIECE = 1 << 20
 _SUMMABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -78,35 +81,21 @@ class UnmergeReport:
         return f"restored the exact bits of {self.sites} weights; {', '.join(n for n, _ in self.mix)} active again"
 
 
-def dense_delta(kind: Kind, module: nn.Module, entry: Any, weight: Tensor) -> Tensor:
-    """The update of one adapter at one site, in the layout of the stored weight.
-
-    Args:
-        kind: the site's kind.
-        module: the site's module.
-        entry: the adapter's module there.
-        weight: the base's weight in its stored layout, in the dtype to compute in.
-
-    Returns:
-        Tensor like ``weight``.
-    """
-    out = torch.zeros_like(kind.matrix(module, weight))
-    for pair in entry.parts():
-        view = BaseView(kind, module, pair.rows, weight)
-        tensors = {name: tensor.to(weight.device) for name, tensor in pair.tensors.items()}
-        factors = Pair(pair.part, tensors, None).factors
-        delta = pair.part.update.delta(tensors, factors, pair.part.scaling, view)
-        out = out + delta if pair.rows is None else out.index_add(0, pair.rows.to(out.device), delta)
-    return kind.stored(out, weight.shape)
-
-
 def _refuse(what: str, where: str, got: str, expected: str, hint: str) -> StateError:
     return StateError(what, where=where, got=got, expected=expected, hint=hint)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Change:
-    """One base tensor that a merge changes; the new value is computed when it is asked for."""
+class Change:
+    """One base tensor that a merge changes; the new value is computed when it is asked for.
+
+    Args:
+        where: dotted name of the parameter or buffer.
+        parameter: the base's tensor, or None where there is none.
+        value: computes what is to stand there.
+        readers: identities of the modules that may read it.
+        shape: shape of a weight that is added to, in its stored layout; None for what is replaced.
+    """
 
     where: str
     parameter: Any
@@ -114,23 +103,66 @@ class _Change:
     readers: frozenset[int]
     shape: tuple[int, ...] | None = None
 
+    def computed(self) -> Tensor:
+        """The new value in the parameter's dtype.
+
+        Returns:
+            Tensor like the parameter.
+
+        Raises:
+            StateError: if finite values would become infinite.
+        """
+        value = self.value().to(self.parameter)
+        if not _finite(value) and _finite(self.parameter):
+            raise _refuse(
+                "the merged weight overflows its dtype", f"parameter '{self.where}'",
+                f"infinity in {self.parameter.dtype}", "finite numbers",
+                "merge in bfloat16 or float32: model.to(torch.float32) before attach.",
+            )  # fmt: skip
+        return value
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, without a second tensor of this size."""
+    pieces = torch.split(tensor.detach().flatten(), _PIECE) if tensor.is_floating_point() else ()
+    # a sum is finite only where all terms are; where it is not, it may have overflowed itself
+    wide = compute_dtype(tensor.dtype)
+    return all(bool(piece.sum(dtype=wide).isfinite()) or bool(torch.isfinite(piece).all()) for piece in pieces)
+
 
 def _weight_value(module: Any, kind: Kind, entries: list[tuple[Any, float]]) -> Tensor:
     """A weight with trained rows put in and updates added, rounded once."""
-    parameter: Tensor = kind.weight(module)
-    stored = parameter.detach()
-    wide = compute_dtype(parameter.dtype)
-    total = torch.zeros(parameter.shape, dtype=wide, device=parameter.device)
-    with torch.autocast(parameter.device.type, enabled=False):
+    stored: Tensor = kind.weight(module).detach()
+    out = torch.empty_like(stored)
+    for block in blocks_of(kind, module, stored.shape, [entry for entry, _ in entries]):
+        block.of(out).copy_(_block_value(module, kind, entries, block, block.of(stored)))
+    return out
+
+
+def _block_value(module: Any, kind: Kind, entries: list[tuple[Any, float]], block: Block, stored: Tensor) -> Tensor:
+    wide = compute_dtype(stored.dtype)
+    total: Tensor | None = None
+    with torch.autocast(stored.device.type, enabled=False):
         for entry, weight in entries:
             if entry.tokens is not None:
-                rows = entry.tokens.rows.detach().to(parameter)
-                stored = stored.index_copy(0, entry.tokens.index.to(parameter.device), rows)
+                stored = _with_rows(stored, entry.tokens, block)
             if hasattr(entry, "parts"):
-                total += dense_delta(kind, module, entry, stored.to(wide)) * weight
+                delta = dense_delta(kind, module, entry, stored.to(wide), block)
+                delta = delta if weight == 1 else delta * weight
+                total = delta if total is None else total + delta
+    if total is None:
+        total = torch.zeros((), dtype=wide, device=stored.device)
     if kind.settled is None:
         return merge_weight(stored, total)
     return kind.settled(module, merge_weight(kind.settled(module, stored), total))
+
+
+def _with_rows(stored: Tensor, tokens: Any, block: Block) -> Tensor:
+    """A block of a token table with the trained rows that lie in it put in."""
+    index, rows = tokens.index.to(stored.device), tokens.rows.detach().to(stored)
+    assert block.axis == 0  # updates beside trained rows never look at whole columns
+    here = (index >= block.start) & (index < block.stop)
+    return stored.index_copy(0, index[here] - block.start, rows[here])
 
 
 def bias_value(module: Any, kind: Kind | None, entries: list[tuple[Any, float]]) -> Tensor | None:
@@ -169,9 +201,17 @@ def _updates(module: nn.Module, mix: Mix) -> frozenset[int]:
     return frozenset(id(home) for home in homes if _updates_weight(home))
 
 
-def _changes(record: Record, mix: Mix) -> list[_Change]:
-    """Every base tensor that the mix changes, and the modules that may read it."""
-    changes: list[_Change] = []
+def changes_of(record: Record, mix: Mix) -> list[Change]:
+    """Every base tensor that a mix changes, and the modules that may read it.
+
+    Args:
+        record: of the attached model.
+        mix: what is to be merged.
+
+    Returns:
+        The changes; nothing is computed yet.
+    """
+    changes: list[Change] = []
     updates = {id(module): _updates(module, mix) for module in record.modules.values()}
     for path, module in record.modules.items():
         container, kind = container_of(module), kind_of(module)
@@ -182,12 +222,12 @@ def _changes(record: Record, mix: Mix) -> list[_Change]:
             alike = frozenset(key for key, ids in updates.items() if ids == updates[id(module)])
             where = f"{path}.{kind.parameter}"
             shape = _shape(kind, module)
-            changes.append(_Change(where=where, parameter=kind.weight(module), value=value, readers=alike, shape=shape))
+            changes.append(Change(where=where, parameter=kind.weight(module), value=value, readers=alike, shape=shape))
         bias = bias_value(module, kind, worn)
         if bias is not None:
             name = "bias" if kind is None else kind.bias
             parameter, reader = module._parameters.get(name), frozenset({id(module)})
-            changes.append(_Change(where=f"{path}.{name}", parameter=parameter, value=bias.detach, readers=reader))
+            changes.append(Change(where=f"{path}.{name}", parameter=parameter, value=bias.detach, readers=reader))
         for entry, _ in worn:
             if isinstance(entry, FullCopy):
                 changes += _replaced(path, module, entry.module)
@@ -208,13 +248,13 @@ def _shape(kind: Kind, module: Any) -> tuple[int, ...]:
     return shape[::-1] if kind.transposed else shape
 
 
-def _replaced(path: str, module: nn.Module, copy: nn.Module) -> list[_Change]:
+def _replaced(path: str, module: nn.Module, copy: nn.Module) -> list[Change]:
     """The changes of a module trained in full."""
     inside = frozenset(id(m) for m in module.modules())
     own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     source = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
     return [
-        _Change(where=f"{path}.{key}", parameter=own.get(key), value=value.detach, readers=inside)
+        Change(where=f"{path}.{key}", parameter=own.get(key), value=value.detach, readers=inside)
         for key, value in source.items()
     ]
 
@@ -230,7 +270,7 @@ def _check_finite(record: Record, mix: Mix) -> None:
                 )  # fmt: skip
 
 
-def _check_writable(change: _Change) -> None:
+def _check_writable(change: Change) -> None:
     """Refuse what is no plain stored tensor; a sum needs a floating weight of the layer's own shape besides."""
     weight = change.parameter
     plain = type(weight) in (nn.Parameter, Tensor) and not weight.is_meta
@@ -249,9 +289,9 @@ def _check_writable(change: _Change) -> None:
     raise _refuse("this weight cannot be merged into", f"parameter '{change.where}'", got, expected, hint)
 
 
-def _check_weights(model: nn.Module, changes: list[_Change]) -> None:
+def _check_weights(model: nn.Module, changes: list[Change]) -> None:
     """Refuse weights that cannot be written, and writes that would reach a module that is not adapted alike."""
-    owners: dict[tuple[int, ...], _Change] = {}
+    owners: dict[tuple[int, ...], Change] = {}
     for change in changes:
         _check_writable(change)
         first = owners.setdefault(storage_key(change.parameter), change)
@@ -292,18 +332,29 @@ def _check_ties(worn: list[tuple[str, nn.Module, Adapters]], mix: Mix) -> None:
             )  # fmt: skip
 
 
-def _write(kept: Kept, changes: list[_Change]) -> tuple[int, list[str]]:
+def check_changes(root: nn.Module, record: Record, mix: Mix, changes: list[Change]) -> None:
+    """Refuse a merge that would be wrong, before anything is written.
+
+    Args:
+        root: the model.
+        record: its record.
+        mix: what is to be merged.
+        changes: what ``changes_of`` said.
+
+    Raises:
+        StateError: as ``merge``.
+    """
+    _check_weights(root, changes)
+    _check_ties([(path, module, container_of(module)) for path, module in record.modules.items()], mix)
+    _check_finite(record, mix)
+
+
+def _write(kept: Kept, changes: list[Change]) -> tuple[int, list[str]]:
     """Write every change, keeping the originals; returns bytes of full copies and the unchanged weights."""
     full, unchanged = 0, []
     for change in changes:
         parameter = change.parameter
-        value = change.value().to(parameter)
-        if bool(torch.isfinite(parameter).all()) and not bool(torch.isfinite(value).all()):
-            raise _refuse(
-                "the merged weight overflows its dtype", f"parameter '{change.where}'",
-                f"infinity in {parameter.dtype}", "finite numbers",
-                "merge in bfloat16 or float32: model.to(torch.float32) before attach.",
-            )  # fmt: skip
+        value = change.computed()
         original = keep(parameter, value, change.where)
         if torch.equal(parameter, value):
             unchanged.append(change.where)
@@ -349,10 +400,8 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None) -> 
             "nothing to merge", type(root).__name__, "no active adapter", "an active adapter",
             f"name one: merge(model, {next(iter(record.adapters))!r}).",
         )  # fmt: skip
-    changes = _changes(record, mix)
-    _check_weights(root, changes)
-    _check_ties([(path, module, container_of(module)) for path, module in record.modules.items()], mix)
-    _check_finite(record, mix)
+    changes = changes_of(record, mix)
+    check_changes(root, record, mix, changes)
     kept = Kept(mix)
     try:
         full, unchanged = _write(kept, changes)

@@ -196,6 +196,9 @@ CASES: dict[str, Callable[[Path], None]] = {
     "verb_merge_tolerance": with_models(
         "merge", "--adapter", "{tmp}/adapter", "--output", "{tmp}/merged", "--tolerance", "-1"
     ),
+    "verb_merge_unread_tolerance": with_models(
+        "merge", "--adapter", "{tmp}/adapter", "--output", "{tmp}/merged", "--no-verify", "--tolerance", "0.1"
+    ),
     "verb_merge_unfaithful": unfaithful,
     "verb_eval_no_data": line("eval", "--model", "{tmp}/base"),
     "verb_eval_rows_exist": with_models(

@@ -110,8 +110,8 @@ def test_what_is_on_disk_is_what_is_judged(tmp_path: Path, monkeypatch: pytest.M
     adapter = adapter_dir(base, tmp_path / "adapter")
     write = ship_merge._write
 
-    def wrong(opened: object, place: Path, dtype: torch.dtype) -> None:
-        write(opened, place, dtype)  # type: ignore[arg-type]
+    def wrong(work: object, place: Path, *rest: object) -> None:
+        write(work, place, *rest)  # type: ignore[arg-type]
         (place / "model.safetensors").write_bytes((base / "model.safetensors").read_bytes())
 
     monkeypatch.setattr(ship_merge, "_write", wrong)

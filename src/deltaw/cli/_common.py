@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-__all__ = ["Output", "as_path", "common_options", "hush", "next_commands", "plain"]
+__all__ = ["Output", "as_path", "common_options", "hush", "next_commands", "plain", "stops_as_interrupts"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -126,3 +129,24 @@ def as_path(value: str | Path) -> Path:
         The path.
     """
     return Path(value).expanduser()
+
+
+@contextlib.contextmanager
+def stops_as_interrupts() -> Iterator[None]:
+    """Let a polite kill (SIGTERM) end a verb as Ctrl-C does, so that what it began to write is cleared away.
+
+    Yields:
+        None: while it does; off the main thread nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

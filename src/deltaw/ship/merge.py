@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +17,14 @@ from deltaw.adapter import Adapter
 from deltaw.errors import ConfigError, DataError, ModelError
 from deltaw.merge import MergeReport, merge
 from deltaw.reports import size
-from deltaw.ship.fidelity import FidelityReport, Probe, fidelity, reference
+from deltaw.ship.fidelity import FidelityReport, Probe, Reference, fidelity, reference
+from deltaw.ship.ondisk import Unstreamable
 from deltaw.ship.opening import MERGED, ModelChoice, Opened, base_of, open_model, stored_dtype
+from deltaw.ship.room import free_memory, needed
+from deltaw.ship.stream import Streaming, prepare
 from deltaw.train.files import replace_directory
 from deltaw.train.imprint import FORM
-from deltaw.train.model import hushed
+from deltaw.train.model import hushed, load_tokenizer, pick_device
 
 __all__ = ["MERGED", "WrittenMerge", "default_probes", "fidelity", "merge_directory", "text_probes"]
 
@@ -51,7 +56,9 @@ class WrittenMerge:
         adapter: where the adapter came from.
         adapter_hash: identity of the adapter's content.
         merged: what the merge itself said.
-        fidelity: the written model against the model with its adapter on.
+        streamed: the base was merged shard by shard and never held in memory for it.
+        fidelity: the written model against the model with its adapter on; None where that was not looked at.
+        notes: what a reader should know.
     """
 
     path: Path
@@ -61,15 +68,19 @@ class WrittenMerge:
     adapter: str
     adapter_hash: str
     merged: MergeReport
-    fidelity: FidelityReport
+    streamed: bool
+    fidelity: FidelityReport | None
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """What was merged, its fidelity, and the files."""
-        lost = f"\nnote: no bit changed in {', '.join(self.merged.unchanged)}" if self.merged.unchanged else ""
-        return (
-            f"merged {self.adapter} into {self.merged.sites} weights of {self.base}{lost}\n{self.fidelity}\n"
-            f"wrote {len(self.files)} files, {size(self.bytes)}, to {self.path}: {', '.join(self.files)}"
-        )
+        road = ", shard by shard" if self.streamed else ""
+        lines = [f"merged {self.adapter} into {self.merged.sites} weights of {self.base}{road}"]
+        lines += [f"note: no bit changed in {', '.join(self.merged.unchanged)}"] if self.merged.unchanged else []
+        lines += [] if self.fidelity is None else [str(self.fidelity)]
+        lines += [f"note: {note}" for note in self.notes]
+        wrote = f"wrote {len(self.files)} files, {size(self.bytes)}, to {self.path}: {', '.join(self.files)}"
+        return "\n".join([*lines, wrote])
 
 
 def merge_directory(
@@ -79,11 +90,14 @@ def merge_directory(
     probes: Sequence[Probe] | None = None,
     texts: Sequence[str] | None = None,
     tolerance: float | None = None,
+    verify: bool | None = None,
 ) -> WrittenMerge:
     """Merge an adapter into its base and write a directory that plain transformers loads.
 
-    The files are written under a temporary name, read back by transformers, compared with the model with its adapter
-    on, and only then given their name: an unfaithful merge leaves nothing behind.
+    The base's safetensors files are copied one by one, with the touched tensors replaced; the model is never held for
+    that. Where files and parameters do not match one to one, or another dtype is asked for, it is merged in memory, and
+    the report says why. The files are written under a temporary name, read back by transformers, compared with the
+    model with its adapter on, and only then given their name: an unfaithful merge leaves nothing behind.
 
     Args:
         choice: base and adapter; its dtype is that of the files ("auto": the base's own).
@@ -91,35 +105,47 @@ def merge_directory(
         probes: inputs to compare on; None means ``texts``.
         texts: texts to compare on; None means built-in sentences and some random tokens.
         tolerance: accept this relative logit error instead of judging by what the dtype allows.
+        verify: load the model and compare; None does so where the model fits into memory.
 
     Returns:
         The report.
 
     Raises:
-        ConfigError: if there is no adapter, the output exists, or the tolerance is negative.
+        ConfigError: if there is no adapter, the output exists, the tolerance is negative, or there is something to
+            compare on and no comparison.
         ModelError: if the base cannot be loaded or written.
         CheckpointError: if the adapter cannot be read or does not fit.
         FaithError: if the written model is not faithful.
     """
     place = Path(output).expanduser()
     _check(choice, place, tolerance)
+    _check_wanted(verify, tolerance, probes is not None or texts is not None)
+    device, _ = pick_device(choice.device)
     source = base_of(choice)
     dtype = stored_dtype(source) if choice.dtype == "auto" else getattr(torch, choice.dtype)
-    opened = open_model(_widest(choice, source, dtype))
-    if probes is None:
-        probes = text_probes(opened, texts) if texts else default_probes(opened)
-    taken = reference(opened.model, probes, dtype=dtype)
-    merged = merge(opened.model)
+    work: Streaming | Opened
+    notes = []
+    try:
+        work = prepare(choice, source, dtype)
+        unseen = _unseen(verify, work, device)
+    except Unstreamable as reason:
+        notes.append(f"the whole model was held in memory: {reason}")
+        work = open_model(_widest(choice, source, dtype))
+        unseen = _NOT_WANTED if verify is False else None
+    notes += [] if unseen is None else [unseen]
+    compare = None
+    if unseen is None:
+        compare = _Comparison.start(work, choice, source, dtype, probes=probes, texts=texts, tolerance=tolerance)
+    merged = merge(work.model) if isinstance(work, Opened) else None
     judged: list[FidelityReport] = []
 
     def fill(temporary: Path) -> None:
-        _write(opened, temporary, dtype)
-        report = taken.judge(_reload(opened, temporary), tolerance=tolerance)
-        report.require(f"{choice.adapter} merged into {source}")
-        _write_record(temporary, source, choice, report)
-        judged.append(report)
+        _write(work, temporary, dtype, source)
+        judged.extend([] if compare is None else [compare.judge(temporary, f"{choice.adapter} merged into {source}")])
+        _write_record(temporary, source, choice, dtype, judged[0] if judged else None)
 
     try:
+        _require_space(place, work)
         replace_directory(place, fill)
     except OSError as error:
         raise _not_written(place, error) from None
@@ -131,9 +157,73 @@ def merge_directory(
         base=source,
         adapter=str(choice.adapter),
         adapter_hash=Adapter.open(Path(str(choice.adapter)).expanduser()).hash,
-        merged=merged,
-        fidelity=judged[0],
+        merged=work.report if isinstance(work, Streaming) else merged,  # type: ignore[arg-type]
+        streamed=isinstance(work, Streaming),
+        fidelity=judged[0] if judged else None,
+        notes=tuple(notes),
     )
+
+
+_NOT_WANTED = "not verified, as asked: nothing was compared with the model with its adapter on"
+
+
+def _unseen(verify: bool | None, work: Streaming, device: torch.device) -> str | None:
+    """Why the written model will not be compared, or None where it will."""
+    if verify is not None:
+        return None if verify else _NOT_WANTED
+    wanted, free = needed(work.bytes), free_memory(device)
+    if free is None or wanted <= free:
+        return None
+    return (
+        f"not verified: to compare with the model with its adapter on takes about {size(wanted)} of memory, and "
+        f"{size(free)} is free; --verify compares anyway"
+    )
+
+
+def _require_space(place: Path, work: Streaming | Opened) -> None:
+    """Notice a disk that is too full before it is filled."""
+    if isinstance(work, Streaming) and (free := shutil.disk_usage(place.parent).free) < work.bytes:
+        raise OSError(errno.ENOSPC, f"{size(work.bytes)} to write, {size(free)} free")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """What the model with its adapter on said, and how to load what was written."""
+
+    taken: Reference
+    task: str
+    device: torch.device
+    tolerance: float | None
+
+    @classmethod
+    def start(
+        cls, work: Streaming | Opened, choice: ModelChoice, source: str, dtype: torch.dtype, *,
+        probes: Sequence[Probe] | None, texts: Sequence[str] | None, tolerance: float | None,
+    ) -> _Comparison:  # fmt: skip
+        """Ask the model with its adapter on; a model that is loaded for this alone is gone afterwards."""
+        opened = work if isinstance(work, Opened) else open_model(_widest(choice, source, dtype))
+        if probes is None:
+            probes = text_probes(opened, texts) if texts else default_probes(opened)
+        taken = reference(opened.model, probes, dtype=dtype)
+        device = next(opened.model.parameters()).device
+        return cls(taken=taken, task=opened.task, device=device, tolerance=tolerance)
+
+    def judge(self, place: Path, what: str) -> FidelityReport:
+        """Judge what was written, and refuse it where it is not faithful."""
+        report = self.taken.judge(_reload(self.task, self.device, place), tolerance=self.tolerance)
+        report.require(what)
+        return report
+
+
+def _check_wanted(verify: bool | None, tolerance: float | None, given: bool) -> None:
+    if verify is False and (tolerance is not None or given):
+        raise ConfigError(
+            "there is nothing to judge without a comparison",
+            where="--no-verify",
+            got="--tolerance" if tolerance is not None else "--probes",
+            expected="one of the two",
+            hint="drop --no-verify, or what it leaves without effect",
+        )
 
 
 def _check(choice: ModelChoice, place: Path, tolerance: float | None) -> None:
@@ -186,8 +276,24 @@ def _widest(choice: ModelChoice, source: str, dtype: torch.dtype) -> ModelChoice
     )
 
 
-def _write(opened: Opened, place: Path, dtype: torch.dtype) -> None:
-    model = opened.model
+def _write(work: Streaming | Opened, place: Path, dtype: torch.dtype, source: str) -> None:
+    """Write weights, configuration, tokenizer and what else belongs to a model's directory."""
+    if isinstance(work, Streaming):
+        work.write(place, source)
+    else:
+        _save(work.model, place, dtype)
+    home = _directory(source)
+    found = [file for pattern in COPIED for file in sorted(home.glob(pattern)) if file.is_file()]
+    for file in dict.fromkeys(found):
+        shutil.copyfile(file, place / file.name)
+    if (isinstance(work, Opened) and work.new_tokens) or not any(place.glob("tokenizer*")):
+        tokenizer = work.tokenizer if isinstance(work, Opened) else load_tokenizer(source)[0]
+        with hushed():
+            tokenizer.save_pretrained(place)
+
+
+def _save(model: Any, place: Path, dtype: torch.dtype) -> None:
+    """Write a merged model the way transformers does."""
     seen: dict[int, Tensor] = {}
 
     def cast(tensor: Tensor) -> Tensor:
@@ -200,12 +306,6 @@ def _write(opened: Opened, place: Path, dtype: torch.dtype) -> None:
     model.config.dtype = dtype
     with hushed():
         model.save_pretrained(place, state_dict=state)
-        home = _directory(opened.source)
-        found = [file for pattern in COPIED for file in sorted(home.glob(pattern)) if file.is_file()]
-        for file in dict.fromkeys(found):
-            shutil.copyfile(file, place / file.name)
-        if opened.new_tokens or not any(place.glob("tokenizer*")):
-            opened.tokenizer.save_pretrained(place)
 
 
 def _directory(source: str) -> Path:
@@ -217,16 +317,11 @@ def _directory(source: str) -> Path:
     return Path(str(cached_file(source, "config.json"))).parent
 
 
-def _reload(opened: Opened, place: Path) -> nn.Module:
+def _reload(task: str, device: torch.device, place: Path) -> nn.Module:
     """Read the written files the way any user of transformers would."""
     import transformers
 
-    family = (
-        transformers.AutoModelForCausalLM
-        if opened.task == "causal"
-        else transformers.AutoModelForSequenceClassification
-    )
-    device = next(opened.model.parameters()).device
+    family = transformers.AutoModelForCausalLM if task == "causal" else transformers.AutoModelForSequenceClassification
     with hushed():
         model, info = family.from_pretrained(place, dtype="auto", output_loading_info=True)
         transformers.AutoTokenizer.from_pretrained(place)
@@ -243,17 +338,20 @@ def _reload(opened: Opened, place: Path) -> nn.Module:
     return plain
 
 
-def _write_record(place: Path, source: str, choice: ModelChoice, report: FidelityReport) -> None:
+def _write_record(
+    place: Path, source: str, choice: ModelChoice, dtype: torch.dtype, report: FidelityReport | None
+) -> None:
     adapter = Adapter.open(Path(str(choice.adapter)).expanduser())
-    numbers = {key: value for key, value in asdict(report).items() if key not in {"sites", "dtype"}}
-    content = {
+    content: dict[str, Any] = {
         "base": source,
         "adapter": str(choice.adapter),
         "adapter_hash": adapter.hash,
-        "dtype": str(report.dtype).removeprefix("torch."),
-        "faithful": report.faithful,
-        "fidelity": numbers,
+        "dtype": str(dtype).removeprefix("torch."),
+        "faithful": None if report is None else report.faithful,
+        "fidelity": None,
     }
+    if report is not None:
+        content["fidelity"] = {key: v for key, v in asdict(report).items() if key not in {"sites", "dtype"}}
     if FORM in adapter.metadata:
         content[FORM] = adapter.metadata[FORM]
     (place / MERGED).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -215,7 +215,9 @@ def open_model(choice: ModelChoice, *, task: str | None = None, labels: Sequence
     if kind == "classification" and len(names) == 1:
         kind = "regression"
     device, _ = pick_device(choice.device)
-    dtype, _ = pick_dtype(choice.dtype, device, "lora")
+    # float16 is good for using a model, though not for training one
+    half = choice.dtype == "float16"
+    dtype = torch.float16 if half else pick_dtype(choice.dtype, device, "lora")[0]
     tokenizer, _ = load_tokenizer(source)
     base = load_model(
         ModelConfig(path=source),

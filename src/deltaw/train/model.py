@@ -15,7 +15,16 @@ from torch import nn
 from deltaw.errors import ConfigError, ModelError, nearest
 from deltaw.train.config import ModelConfig
 
-__all__ = ["Loaded", "base_config", "hushed", "load_model", "load_tokenizer", "pick_device", "pick_dtype"]
+__all__ = [
+    "Loaded",
+    "base_config",
+    "hushed",
+    "label_options",
+    "load_model",
+    "load_tokenizer",
+    "pick_device",
+    "pick_dtype",
+]
 
 PAD_NAMES = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|endoftext|>", "<|finetune_right_pad_id|>")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -261,7 +270,7 @@ def load_model(
         auto = transformers.AutoModelForCausalLM
     else:
         auto = transformers.AutoModelForSequenceClassification
-        options |= _label_options(task, labels)
+        options |= label_options(task, labels)
     if type(declared) not in auto._model_mapping:
         raise ModelError(
             f"the architecture has no head for {task}",
@@ -324,8 +333,16 @@ def hushed() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _label_options(task: str, labels: Sequence[str]) -> dict[str, Any]:
-    """What a classifier's configuration is told of the labels."""
+def label_options(task: str, labels: Sequence[str]) -> dict[str, Any]:
+    """What a classifier's configuration is told of the labels.
+
+    Args:
+        task: "classification" or "regression".
+        labels: class names.
+
+    Returns:
+        Options of transformers' ``from_pretrained``.
+    """
     if task == "regression":
         return {"num_labels": 1, "problem_type": "regression", "ignore_mismatched_sizes": True}
     return {

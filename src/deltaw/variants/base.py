@@ -130,6 +130,7 @@ class Combined:
         self.apply: Any = self._one("apply", _plain_apply)
         self.delta: Any = self._one("delta", _plain_delta)
         self.shift: Any = self._one("shift", None)
+        self.factored = all(part.delta is None for part in parts)
         hooks = ("factors", "apply", "delta", "shift", "shared")
         self.plain = not any(getattr(part, hook) is not None for part in parts for hook in hooks)
 
