@@ -9,7 +9,6 @@ from torch import nn
 
 from deltaw.attach import trainable
 from deltaw.errors import ConfigError
-from deltaw.record import record_of
 
 __all__ = ["param_groups"]
 
@@ -34,7 +33,7 @@ def param_groups(
     A is looked up and not multiplied, keep one rate, as do vectors (magnitudes, biases) and modules trained in full.
 
     Args:
-        model: an attached model.
+        model: an attached model, or a plain one that is trained in full.
         lr: learning rate.
         lora_plus: B's learning rate over A's; the paper recommends 16, 1 is plain LoRA.
         weight_decay: of matrices; vectors get none.
@@ -44,7 +43,7 @@ def param_groups(
 
     Raises:
         ConfigError: if a value is out of range, or LoRA+ finds no B to work on.
-        StateError: if the model has no adapter or is merged.
+        StateError: if the model is merged.
 
     Source:
         Hayou et al. 2024, arXiv:2402.12354, section 4.
@@ -58,7 +57,6 @@ def param_groups(
     _check("lr", lr, 0.0, "common rates for LoRA are 1e-4 to 1e-3.")
     _check("lora_plus", lora_plus, 1e-3, "use 1 for plain LoRA, 16 for LoRA+.")
     _check("weight_decay", weight_decay, 0.0, "use 0 for none.")
-    record_of(model, "group what is trained")
     lookups = {f"{path}." for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
     groups: dict[str, list[nn.Parameter]] = {"plain": [], "vectors": [], "lora_B": []}
     for name, parameter in trainable(model):
