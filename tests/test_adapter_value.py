@@ -188,3 +188,8 @@ def test_other_files_in_the_directory_stay(tmp_path: Path) -> None:
     plain(alpha=9).save(tmp_path)
     assert (tmp_path / "README.md").read_text() == "mine"
     assert dw.Adapter.open(tmp_path).scaling("fc") == 3
+
+
+def test_what_is_shown_of_an_adapter_is_short() -> None:
+    text = repr(plain())
+    assert text == "Adapter(LORA, 2 tensors, 42 values, from 'an adapter in memory')"

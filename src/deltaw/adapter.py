@@ -67,6 +67,11 @@ class Adapter:
     metadata: Mapping[str, str] = field(default_factory=dict)
     where: str = "an adapter in memory"
 
+    def __repr__(self) -> str:
+        """Where it is from, and how large it is; tensors are not shown."""
+        method, size = self.raw.get("peft_type", "?"), f"{self.parameters:,} values"
+        return f"Adapter({method}, {len(self.tensors)} tensors, {size}, from {self.where!r})"
+
     @classmethod
     def open(cls, directory: str | Path, *, accept_edits: bool = False) -> Adapter:
         """Read a PEFT directory: ``adapter_config.json`` and ``adapter_model.safetensors`` (or ``.bin``).

@@ -21,7 +21,7 @@ from deltaw.place import place, touched
 from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Record, Route, Worn, find_record, record_of
 from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order, refuse_route, refuse_two_ways
-from deltaw.reports import count
+from deltaw.reports import count, plural
 from deltaw.sites import Plan, Site
 from deltaw.targets import plan
 from deltaw.tree import require_model
@@ -58,7 +58,7 @@ class AttachReport:
 
     def __str__(self) -> str:
         """The plan's table under a line that names the adapter."""
-        return f"attached {self.name!r} to {len(self.sites)} modules\n{self.plan}"
+        return f"attached {self.name!r} to {plural(len(self.sites), 'module')}\n{self.plan}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class DetachReport:
     def __str__(self) -> str:
         """One line."""
         left = f"; still attached: {', '.join(self.left)}" if self.left else "; the base is as it was"
-        return f"detached {', '.join(self.names)}, {self.restored} modules restored{left}"
+        return f"detached {', '.join(self.names)}, {plural(self.restored, 'module')} restored{left}"
 
 
 def _recorded(config: LoRAConfig, made: Plan) -> LoRAConfig:
@@ -240,7 +240,7 @@ def detach(model: nn.Module, name: str | None = None) -> DetachReport:
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 2))
         >>> _ = attach(net, LoRAConfig(rank=1)); print(detach(net))
-        detached default, 1 modules restored; the base is as it was
+        detached default, 1 module restored; the base is as it was
     """
     root = require_model(model)
     record = record_of(root, "detach")
