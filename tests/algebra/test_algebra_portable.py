@@ -60,6 +60,23 @@ def test_a_minimal_reader_gets_the_same_updates(config: dict[str, Any], tmp_path
     torch.testing.assert_close(again(ids).logits, on, rtol=1e-4, atol=1e-5)
 
 
+def test_one_byte_factors_are_not_left_out(tmp_path: Path) -> None:
+    stem = "base_model.model.fc."
+    torch.manual_seed(0)
+    A, B = (torch.randn(shape).to(torch.float8_e4m3fn) for shape in ((2, 4), (5, 2)))
+    raw = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["fc"]}
+    tensors = {stem + "lora_A.weight": A, stem + "lora_B.weight": B}
+    dw.Adapter(tensors=tensors, raw=raw, metadata={}).portable().save(tmp_path / "b")
+    assert torch.equal(minimal(tmp_path / "b")["fc"], 2.0 * B.double() @ A.double())
+
+
+def test_an_incomplete_pair_is_refused_by_name() -> None:
+    raw = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["fc"]}
+    tensors = {"base_model.model.fc.lora_A.weight": torch.ones(2, 4)}
+    with pytest.raises(CheckpointError, match="'fc' has no lora_B"):
+        dw.Adapter(tensors=tensors, raw=raw, metadata={}).portable()
+
+
 def test_slices_convolutions_and_attention(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = nn.ModuleDict({

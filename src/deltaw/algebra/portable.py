@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaw.adapter import METADATA, Adapter
+from deltaw.algebra.parts import parts_of
 from deltaw.errors import CheckpointError
 from deltaw.keys import EXTRAS, TWICE
 
@@ -24,9 +25,9 @@ def _obstacles(adapter: Adapter) -> list[str]:
     found += [f"trained rows of '{path}'" for path in contents.rows]
     found += [f"'{name}', trained in full or written along" for name in contents.rest]
     found += [f"'{name}', a trained bias" for name in contents.base if name.endswith(".bias")]
-    grouped = [
-        path for path, pair in contents.factors.items() if pair[1].dim() > 2 and pair[1].shape[1] != len(pair[0])
-    ]
+    # an incomplete pair is no obstacle of these readers: it is refused as what it is
+    pairs = {path: pair for path, pair in contents.factors.items() if len(pair) == 2}
+    grouped = [path for path, pair in pairs.items() if pair[1].dim() > 2 and pair[1].shape[1] != len(pair[0])]
     return found + [f"the grouped convolution '{path}'" for path in grouped]
 
 
@@ -44,7 +45,7 @@ def portable(adapter: Adapter) -> Adapter:
         The adapter, same updates within one rounding of B.
 
     Raises:
-        CheckpointError: if it holds what cannot be folded, by name.
+        CheckpointError: if it holds what cannot be folded, by name; if it is incomplete or not finite.
     """
     obstacles = _obstacles(adapter)
     if obstacles or not adapter.contents.factors:
@@ -56,16 +57,13 @@ def portable(adapter: Adapter) -> Adapter:
             expected="A and B of linear maps, embeddings and convolutions",
             hint="merge it into the base instead, and serve the merged model.",
         )
-    paths = adapter.modules()
-    rank = max(len(adapter.factors(path)[0]) for path in paths)
+    updates = parts_of(adapter).updates.values()
+    rank = max(update.rank for update in updates)
     tensors: dict[str, Tensor] = {}
-    for key, tensor in adapter.tensors.items():
-        path = next((p for p in paths for side in (0, 1) if adapter.contents.factors[p][side] is tensor), None)
-        if path is None:
-            continue
-        first = adapter.contents.factors[path][0] is tensor
-        factor = adapter.scaling(path) * (TWICE if path in adapter.contents.inner else 1.0)
-        tensors[key] = _padded(tensor, rank, 0) if first else _padded(_scaled(tensor, factor), rank, 1)
+    for update in updates:
+        factor = update.scaling * (TWICE if update.path in adapter.contents.inner else 1.0)
+        tensors[update.keys[0]] = _padded(update.lora_A, rank, 0)
+        tensors[update.keys[1]] = _padded(_scaled(update.lora_B, factor), rank, 1)
     raw: dict[str, Any] = {
         **adapter.raw, "r": rank, "lora_alpha": rank, "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {},
     }  # fmt: skip
