@@ -7,7 +7,7 @@ base. Only adapted weights are read, a few rows each, so a 7B model costs millis
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deltaw.layers import kind_of
 
-__all__ = ["SAMPLES", "differences", "fingerprint"]
+__all__ = ["SAMPLES", "differences", "fingerprint", "from_sites"]
 
 SAMPLES = 8
 """Values sampled from each weight."""
@@ -59,8 +59,21 @@ def fingerprint(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:
             continue
         dtype = str(weight.dtype).removeprefix("torch.")
         sites[path] = [list(weight.shape), _sample(weight) if index % step == 0 else None]
+    return from_sites(dtype, sites)
+
+
+def from_sites(dtype: str, sites: Mapping[str, Any]) -> dict[str, Any]:
+    """A base's fingerprint put together from the entries of its modules.
+
+    Args:
+        dtype: of the sampled weights.
+        sites: path -> [shape, samples or None].
+
+    Returns:
+        The fingerprint, as ``fingerprint`` returns it.
+    """
     digest = hashlib.sha256(repr(sorted(sites.items())).encode()).hexdigest()[:16]
-    return {"id": digest, "dtype": dtype, "sites": sites}
+    return {"id": digest, "dtype": dtype, "sites": dict(sites)}
 
 
 def _same(a: float, b: float, bits: int, spacing: float) -> bool:

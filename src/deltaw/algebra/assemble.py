@@ -12,7 +12,8 @@ from torch import Tensor
 from deltaw.adapter import METADATA, Adapter
 from deltaw.algebra.check import owner_of_whole, shared_entries
 from deltaw.algebra.parts import Parts, Update, named
-from deltaw.algebra.write import LAYOUT, base_print, configured, stored_own
+from deltaw.algebra.write import LAYOUT, configured, stored_own
+from deltaw.fingerprint import from_sites
 
 __all__ = ["assembled", "shared_twins"]
 
@@ -151,4 +152,4 @@ def _fingerprint(adapters: Sequence[Adapter]) -> dict[str, Any] | None:
     for other in known[1:]:
         if other.get("dtype") == known[0].get("dtype"):
             sites.update({path: value for path, value in other["sites"].items() if path not in sites})
-    return base_print(str(known[0].get("dtype", "float32")), sites)
+    return from_sites(str(known[0].get("dtype", "float32")), sites)

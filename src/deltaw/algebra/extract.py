@@ -20,9 +20,9 @@ from deltaw.algebra.parts import Update, named, natural
 from deltaw.algebra.shards import Shards, prefix_between
 from deltaw.algebra.sites import WeightSite, sites_by_model, sites_by_name, tied_paths
 from deltaw.algebra.truncate import Truncated, truncate
-from deltaw.algebra.write import base_print, configured, stored_own
+from deltaw.algebra.write import configured, stored_own
 from deltaw.errors import CheckpointError, ConfigError
-from deltaw.fingerprint import fingerprint
+from deltaw.fingerprint import fingerprint, from_sites
 from deltaw.reports import count, table
 
 __all__ = ["ExtractReport", "ExtractedModule", "extract"]
@@ -282,7 +282,7 @@ def _printed(prints: dict[str, Any], path: str, weight: Tensor) -> dict[str, Any
     holder = nn.Module()
     holder.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
     one = fingerprint([(path, holder)])
-    return base_print(one["dtype"], {**prints.get("sites", {}), **one["sites"]})
+    return from_sites(one["dtype"], {**prints.get("sites", {}), **one["sites"]})
 
 
 def _report(

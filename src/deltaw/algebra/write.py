@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -21,7 +20,7 @@ from deltaw.keys import PREFIX
 from deltaw.peft_config import to_peft
 from deltaw.version import __version__
 
-__all__ = ["LAYOUT", "aligned", "alpha_of", "base_print", "configured", "evened", "reworked", "stored_own"]
+__all__ = ["LAYOUT", "aligned", "alpha_of", "configured", "evened", "reworked", "stored_own"]
 
 LAYOUT = ("slices", "padded", "starts")
 """What deltaw notes about how a module's factors are made up; void once they are computed anew."""
@@ -90,20 +89,6 @@ def stored_own(own: Mapping[str, Any], updates: Mapping[str, Update], origin: Ma
     """
     scalings = {path: update.scaling for path, update in sorted(updates.items())}
     return {**own, "scaling": scalings, "version": __version__, "origin": dict(origin)}
-
-
-def base_print(dtype: str, sites: Mapping[str, Any]) -> dict[str, Any]:
-    """A base's fingerprint put together from the entries of its modules.
-
-    Args:
-        dtype: of the sampled weights.
-        sites: path -> [shape, samples or None], as ``deltaw.fingerprint`` makes them.
-
-    Returns:
-        The fingerprint, in the same form.
-    """
-    digest = hashlib.sha256(repr(sorted(sites.items())).encode()).hexdigest()[:16]
-    return {"id": digest, "dtype": dtype, "sites": dict(sites)}
 
 
 def evened(updates: Mapping[str, Update], twins: Mapping[str, str]) -> dict[str, Update]:
