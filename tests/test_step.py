@@ -12,6 +12,7 @@ from torch.autograd import gradcheck
 
 import builders
 import deltaw as dw
+from deltaw import step
 from deltaw.functional import drop
 from deltaw.step import Frozen, Mask, can_fuse, lora_step
 
@@ -97,11 +98,12 @@ def test_gradcheck_with_the_bases_product(mask: Mask | None) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("layer", ["Linear", "Linear without bias", "Conv1D"])
-def test_the_bases_product_has_the_bases_bits(layer: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("rows", [7, 100])
+def test_the_bases_product_has_the_bases_bits(rows: int, layer: str, dtype: torch.dtype) -> None:
     """As long as B is zero, and so is its gradient to the input."""
     made = plain_layer(layer).to(dtype)
     model = nn.Sequential(made)
-    x = draw(2, 7, 24, dtype=torch.float32).to(dtype).requires_grad_()
+    x = draw(2, rows, 24, dtype=torch.float32).to(dtype).requires_grad_()
     before = model(x)
     (dx,) = torch.autograd.grad(before, x, torch.ones_like(before))
     builders.attach(model, targets="0", rank=4)
@@ -115,6 +117,25 @@ def plain_layer(name: str) -> nn.Module:
     if name == "Conv1D":
         return pytest.importorskip("transformers.pytorch_utils").Conv1D(16, 24)
     return nn.Linear(24, 16, bias="without" not in name)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("rows", [4, 400])
+def test_the_cheaper_way_is_taken_and_gives_the_same(rows: int, turned: bool) -> None:
+    """With many rows the update is added to the weight, in the weight's own layout."""
+    frozen = Frozen(draw(8, 6).t() if turned else draw(6, 8), draw(6))
+    tensors = [draw(rows, 8), draw(3, 8), draw(6, 3)]
+    mine, other = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
+    assert step._sum_first(mine[0], frozen.weight, mine[1]) == (rows == 400)
+    assert not step._sum_first(mine[0].bfloat16(), frozen.weight, mine[1])
+    got, want = lora_step(*mine, 0.7, None, frozen), composed(F.linear(other[0], *frozen), *other, 0.7, None)
+    torch.testing.assert_close(got, want)
+    got.square().sum().backward()
+    want.square().sum().backward()
+    for a, b in zip(mine, other, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    updated = step._updated(frozen.weight, *tensors[1:], 0.7)
+    assert updated.stride() == frozen.weight.stride()
 
 
 @pytest.mark.parametrize("trained", ["weight", "bias"])
@@ -134,10 +155,10 @@ def test_low_precision_is_closer_than_the_composed_form(dtype: torch.dtype) -> N
     out, x, A, B = draw(64, 32), draw(64, 48), draw(8, 48), draw(32, 8)
     out, x = out.to(dtype), x.to(dtype)
     exact = composed(out.double(), x.double(), A.to(dtype).double(), B.to(dtype).double(), 0.7, None)
-    step = lora_step(x, A.float(), B.float(), 0.7, None, out)
+    fused = lora_step(x, A.float(), B.float(), 0.7, None, out)
     plain = composed(out, x, A.to(dtype), B.to(dtype), 0.7, None)
-    assert step.dtype == dtype
-    assert (step.double() - exact).abs().mean() <= 1.02 * (plain.double() - exact).abs().mean()
+    assert fused.dtype == dtype
+    assert (fused.double() - exact).abs().mean() <= 1.02 * (plain.double() - exact).abs().mean()
 
 
 def kept(act: Any) -> int:
