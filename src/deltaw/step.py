@@ -146,7 +146,7 @@ def _thin(lora_B: Tensor, dtype: torch.dtype) -> Tensor:
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b. No view: what leaves an autograd function must not be one, or nobody could change it in place."""
     out = F.linear(x, weight, bias)
-    return torch.ops.aten._unsafe_view.default(out, out.shape) if out._is_view() else out  # type: ignore[no-any-return]
+    return torch.ops.aten._unsafe_view.default(out, out.shape) if out._is_view() else out
 
 
 def _sum_first(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
