@@ -141,6 +141,22 @@ def refuse_second_derivative() -> None:
         )
 
 
+def _chunk(
+    head: nn.Module, h: Tensor, targets: Tensor, weights: Tensor, job: Job, trained: tuple[nn.Parameter, ...],
+    wanted: bool,
+) -> tuple[Tensor, tuple[Tensor | None, ...]]:  # fmt: skip
+    """Weighted losses of one chunk, and the gradients of h and of what is trained; its logits are gone after it."""
+    logits = head(h)
+    _refuse_strangers(logits, [h, *trained])
+    z = logits.detach().to(weights.dtype, copy=True)
+    losses = loss_and_gradient(z, targets, weights, job.rules, wanted)
+    if not wanted:
+        return losses, (None,)
+    inputs = [*([h] if h.requires_grad else []), *trained]
+    found = torch.autograd.grad(logits, inputs, z.to(logits.dtype), allow_unused=True)
+    return losses, found if h.requires_grad else (None, *found)
+
+
 class _Module(torch.autograd.Function):
     """See the module's docstring."""
 
@@ -157,21 +173,14 @@ class _Module(torch.autograd.Function):
         sums = [torch.zeros_like(parameter, dtype=wide) for parameter in trained if wanted]
         size = job.size or chunk_tokens(getattr(head, "out_features", 1))
         # no outer hook, such as a checkpoint's, may take hold of a graph that is used up here
+        # no outer hook, such as a checkpoint's, may take hold of a graph that is used up here
         with torch.set_grad_enabled(wanted), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
-            for index, place in enumerate(chunks(len(hidden), size, rows)):
-                h = hidden[place].detach().requires_grad_(wanted and dh is not None)
-                logits = head(h)
-                if index == 0:
-                    _refuse_strangers(logits, [h, *trained])
-                z = logits.detach().to(wide, copy=True)
-                losses[place] = loss_and_gradient(z, targets[place], weights[place], job.rules, wanted)
-                if not wanted:
-                    continue
-                inputs = [*([] if dh is None else [h]), *trained]
-                found = torch.autograd.grad(logits, inputs, z.to(logits.dtype), allow_unused=True)
-                if dh is not None:
-                    dh[place], found = found[0], found[1:]
-                for total, part in zip(sums, found, strict=True):
+            for place in chunks(len(hidden), size, rows):
+                h = hidden[place].detach().requires_grad_(dh is not None and wanted)
+                losses[place], found = _chunk(head, h, targets[place], weights[place], job, trained, wanted)
+                if dh is not None and wanted:
+                    dh[place] = found[0]
+                for total, part in zip(sums, found[1:], strict=True):
                     if part is not None:
                         total += part
         ctx.save_for_backward(dh, *(total.to(p.dtype) for total, p in zip(sums, trained, strict=False)))
