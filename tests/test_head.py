@@ -355,6 +355,16 @@ def test_losses_of_single_tokens_through_a_module_are_for_reading() -> None:
     torch.testing.assert_close(each, F.cross_entropy(head(torch.ones(3, 6)), T, reduction="none").detach())
 
 
+def test_an_adapter_that_is_not_active_gets_no_gradient() -> None:
+    net = nn.Sequential(nn.Linear(4, 5))
+    builders.attach(net, targets="0", rank=2, name="one")
+    builders.attach(net, targets="0", rank=2, name="two")
+    with dw.active(net, "one"):
+        dw.linear_cross_entropy(H, net[0], T).backward()
+    grads = {name: p.grad for name, p in net.named_parameters() if ".lora." in name}
+    assert {name for name, grad in grads.items() if grad is not None} == {n for n in grads if ".one." in n}
+
+
 def test_a_head_that_trains_what_is_not_its_own_is_refused() -> None:
     class Borrower(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

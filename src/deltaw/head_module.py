@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
 from deltaw.chunked import Job, chunk_tokens, chunks, loss_and_gradient, rows_with_weight, wide_dtype
 from deltaw.errors import ConfigError, ModelError, StateError
+from deltaw.worn import Twin
 
-__all__ = ["by_module", "graph_leaves", "plain_parts", "refuse_second_derivative"]
+__all__ = ["by_module", "graph_leaves", "plain_parts", "refuse_second_derivative", "trained_by"]
 
 
 def plain_parts(head: Tensor | nn.Module, bias: Tensor | None = None) -> tuple[Tensor, Tensor | None] | None:
@@ -71,7 +73,7 @@ def by_module(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tensor,
     Raises:
         StateError: for losses of single tokens with a gradient.
     """
-    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    trained = trained_by(head)
     if not torch.is_grad_enabled():
         hidden, trained = hidden.detach(), []
     if job.each and (hidden.requires_grad or trained):
@@ -82,8 +84,32 @@ def by_module(hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tensor,
             expected="their sum, or torch.no_grad()",
             hint="give the factors as weights=, with reduction='sum'",
         )
+    return (_apart if torch.compiler.is_compiling() else _apply)(hidden, head, targets, weights, job, trained)
+
+
+def _apply(
+    hidden: Tensor, head: nn.Module, targets: Tensor, weights: Tensor, job: Job, trained: list[nn.Parameter]
+) -> Tensor:
     result: Tensor = _Module.apply(hidden, head, targets, weights, job, *trained)  # type: ignore[no-untyped-call]
     return result
+
+
+# Walking a graph is no part of a graph. Torch's own decorator loads the compiler at once, this one when it is called.
+_apart = _disable_dynamo(_apply)
+
+
+def trained_by(head: nn.Module) -> list[nn.Parameter]:
+    """What is trained when a head is: its own parameters, and those of an update it shares with a tied table.
+
+    Args:
+        head: any module.
+
+    Returns:
+        Each parameter with a gradient once.
+    """
+    homes = [head, *(module.primary[0] for module in head.modules() if isinstance(module, Twin))]
+    found = {id(p): p for home in homes for p in home.parameters() if p.requires_grad}
+    return list(found.values())
 
 
 def graph_leaves(output: Tensor) -> list[Tensor]:
@@ -170,7 +196,8 @@ class _Module(torch.autograd.Function):
         losses = weights.new_zeros(len(hidden))
         wanted = any(ctx.needs_input_grad)
         dh = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        sums = [torch.zeros_like(parameter, dtype=wide) for parameter in trained if wanted]
+        # None stays None: an adapter that is not active has no gradient, rather than one of zeros
+        sums: list[Tensor | None] = [None] * len(trained)
         size = job.size or chunk_tokens(getattr(head, "out_features", 1))
         # no outer hook, such as a checkpoint's, may take hold of a graph that is used up here
         # no outer hook, such as a checkpoint's, may take hold of a graph that is used up here
@@ -180,10 +207,11 @@ class _Module(torch.autograd.Function):
                 losses[place], found = _chunk(head, h, targets[place], weights[place], job, trained, wanted)
                 if dh is not None and wanted:
                     dh[place] = found[0]
-                for total, part in zip(sums, found[1:], strict=True):
+                for index, part in enumerate(found[1:]):
+                    total = sums[index]
                     if part is not None:
-                        total += part
-        ctx.save_for_backward(dh, *(total.to(p.dtype) for total, p in zip(sums, trained, strict=False)))
+                        sums[index] = part.to(wide, copy=True) if total is None else total.add_(part)
+        ctx.save_for_backward(dh, *(t if t is None else t.to(p.dtype) for t, p in zip(sums, trained, strict=True)))
         return losses if job.each else losses.sum()
 
     @staticmethod

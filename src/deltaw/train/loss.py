@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deltaw.chunked import Rules, token_losses
 from deltaw.errors import ConfigError
 from deltaw.head import linear_cross_entropy
-from deltaw.head_module import graph_leaves
+from deltaw.head_module import graph_leaves, trained_by
 from deltaw.train.batches import Batch
 from deltaw.train.readout import readouts
 
@@ -210,7 +210,7 @@ def find_split(model: nn.Module) -> tuple[tuple[nn.Module, nn.Module] | None, st
 
 def _stranger(head: nn.Module, hidden: Tensor) -> str:
     """Why a head cannot be walked in chunks: it trains what is not its own; or ""."""
-    own = list(head.parameters())
+    own = trained_by(head)
     with torch.enable_grad():
         leaves = graph_leaves(head(hidden))
     if all(any(leaf is parameter for parameter in own) for leaf in leaves):
