@@ -1,10 +1,11 @@
 """Time and memory of the loss head: `python benchmarks/loss_head.py` prints a table and writes it to results/.
 
-Cross-entropy of frozen heads of 32k and 152k rows, forward and backward to the hidden states. All competitors run in one
-process and take turns; ratios are taken round by round, and their median and spread are told. Before anything is timed,
-losses and gradients of all are compared. Memory is the highest sum of live storages that the operations made (weights
-and hidden states are not counted), for 2048 tokens; the count is compared with the profiler's on what is timed. Torch's
-own form is one operation that cannot be looked into: there it is the profiler's number of a real run, in float32.
+Cross-entropy of frozen heads of 32k and 152k rows, forward and backward to the hidden states. All competitors run in
+one process and take turns; ratios are taken round by round, and their median and spread are told. Before anything is
+timed, losses and gradients of all are compared. Memory is the highest sum of live storages that the operations made
+(weights and hidden states are not counted), for 2048 tokens; the count is compared with the profiler's on what is timed.
+Torch's own form is one operation that cannot be looked into: there it is the profiler's number of a real run, in
+float32.
 
 *Full logits* is transformers' own loss on ``hidden @ W.T``. *torch* is ``F.linear_cross_entropy`` with its default
 options, *TRL* the function that SFTTrainer's head calls, with its tiles, and what makes a mean of it.
@@ -230,15 +231,15 @@ def main() -> None:
         "|---:|---|---:|---:|---:|---:|",
         *memory,
         "",
-        f"CPU seconds of full logits, and the ratio to it: median of {ROUNDS} rounds and its spread, competitors taking "
-        "turns:",
+        f"CPU seconds of full logits, and the ratio to it: median of {ROUNDS} rounds and its spread, competitors "
+        "taking turns:",
         "",
         "| vocabulary | dtype | tokens | full logits, s | deltaw | torch | TRL |",
         "|---:|---|---:|---:|---:|---:|---:|",
         *times,
         "",
-        "This CPU has no units for bfloat16: products in it are emulated, which is what the full form pays for there, and "
-        "why only few tokens are timed. deltaw reads a bfloat16 head in float32 blocks on a CPU.",
+        "This CPU has no units for bfloat16: products in it are emulated, which is what the full form pays for there, "
+        "and why only few tokens are timed. deltaw reads a bfloat16 head in float32 blocks on a CPU.",
         "",
     ]
     target = Path(__file__).parent / "results" / f"loss_head_cpu_{options.date}.md"

@@ -202,6 +202,7 @@ def test_a_frozen_head_costs_two_products_a_chunk_and_reading_costs_one() -> Non
 
 def test_the_chunk_is_chosen_by_the_vocabulary() -> None:
     assert [chunk_tokens(v) for v in (1, 1000, 32_000, 152_064, 10**7)] == [2**23, 8388, 262, 256, 256]
+    assert chunk_tokens(None) == 256
 
 
 def heads() -> dict[str, nn.Module]:

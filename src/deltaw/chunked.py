@@ -121,11 +121,11 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def chunk_tokens(vocabulary: int) -> int:
+def chunk_tokens(vocabulary: int | None) -> int:
     """Tokens whose logits are in memory at once.
 
     Args:
-        vocabulary: V.
+        vocabulary: V, or None where it is not known.
 
     Returns:
         At least 256.
@@ -134,7 +134,7 @@ def chunk_tokens(vocabulary: int) -> int:
         >>> chunk_tokens(32_000), chunk_tokens(152_064), chunk_tokens(1024)
         (262, 256, 8192)
     """
-    return max(LEAST_TOKENS, CHUNK_VALUES // vocabulary)
+    return LEAST_TOKENS if vocabulary is None else max(LEAST_TOKENS, CHUNK_VALUES // vocabulary)
 
 
 def rows_with_weight(weights: Tensor) -> Tensor | None:
@@ -221,13 +221,19 @@ class _Projection:
         self.z = weight.new_empty(size, weight.shape[0], dtype=wide)
         self.low = weight.new_empty(self.z.shape) if narrow and not self.blocks else None
 
+    def _parts(self, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some of the vocabulary at a time: columns of a chunk, and the head's rows in the wide dtype."""
+        for start in range(0, len(self.weight), self.blocks):
+            stop = start + self.blocks
+            yield columns[:, start:stop], self.weight[start:stop].to(self.wide)
+
     def forward(self, h: Tensor) -> Tensor:
         """Projections of a chunk in the wide dtype, in the shared buffer."""
         z = self.z[: len(h)]
         if self.blocks:
             h = h.to(self.wide)
-            for part, rows in zip(z.split(self.blocks, dim=1), self.weight.split(self.blocks), strict=True):
-                torch.mm(h, rows.to(self.wide).t(), out=part)
+            for part, rows in self._parts(z):
+                torch.mm(h, rows.t(), out=part)
         elif self.low is not None:
             z.copy_(torch.mm(h, self.weight.t(), out=self.low[: len(h)]))
         else:
@@ -238,8 +244,8 @@ class _Projection:
         """dh of a chunk, in the head's dtype or wider."""
         if self.blocks:
             dh = dr.new_zeros(len(dr), self.weight.shape[1])
-            for part, rows in zip(dr.split(self.blocks, dim=1), self.weight.split(self.blocks), strict=True):
-                dh.addmm_(part, rows.to(self.wide))
+            for part, rows in self._parts(dr):
+                dh.addmm_(part, rows)
             return dh
         if self.low is not None:
             dr = self.low[: len(dr)].copy_(dr)
@@ -285,4 +291,9 @@ def walk(
             dW.addmm_(z.t(), h.to(wide))
         if db is not None:
             db += z.sum(0)
-    return losses, dh, dW if dW is None else dW.to(weight.dtype), db if bias is None or db is None else db.to(bias.dtype)
+    return (
+        losses,
+        dh,
+        dW if dW is None else dW.to(weight.dtype),
+        db if bias is None or db is None else db.to(bias.dtype),
+    )

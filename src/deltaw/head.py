@@ -105,7 +105,7 @@ torch.library.define(
 )
 
 
-@torch.library.impl("deltaw::head_walk", "CompositeExplicitAutograd")  # type: ignore[untyped-decorator]
+@torch.library.impl("deltaw::head_walk", "CompositeExplicitAutograd")
 def _opaque(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, weights: Tensor, label_smoothing: float,
     logit_scale: float, soft_cap: float | None, size: int, skip: bool, needs: Sequence[bool],
@@ -132,7 +132,9 @@ def _walk(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, 
     """The walk, or the operation that stands for it in a graph."""
     if not torch.compiler.is_compiling():
         return walk(hidden, weight, bias, targets, weights, job, needs)
-    losses, *found = torch.ops.deltaw.head_walk(hidden, weight, bias, targets, weights, *job.rules, job.size, job.skip, list(needs))
+    losses, *found = torch.ops.deltaw.head_walk(
+        hidden, weight, bias, targets, weights, *job.rules, job.size, job.skip, list(needs)
+    )
     return losses, *(tensor if need else None for tensor, need in zip(found, needs, strict=True))
 
 
@@ -213,7 +215,9 @@ def _check_tensors(
     if wrong is not None:
         hints = {
             "head": "flatten and cast what does not meet; of a DTensor, pass full_tensor()",
-            "weights": "detach them; for their gradient, use reduction='none' and multiply",
+            "weights": "detach them; for their gradient, use reduction='none' and multiply"
+            if weights is not None and weights.requires_grad
+            else "give one weight for each token",
         }
         raise ModelError(
             "the loss cannot be computed from these tensors",

@@ -51,7 +51,8 @@ def plain_parts(head: Tensor | nn.Module, bias: Tensor | None = None) -> tuple[T
     if type(head).forward is not nn.Linear.forward or "forward" in head.__dict__:
         return None
     hooks = (head._forward_hooks, head._forward_pre_hooks, head._backward_hooks, head._backward_pre_hooks)
-    weight, own = head.weight, head.bias
+    weight: Any = head.weight
+    own: Any = head.bias
     if any(hooks) or any(type(t) not in {Tensor, nn.Parameter} for t in (weight, own) if t is not None):
         return None
     return weight, own
@@ -152,7 +153,7 @@ def _refuse_strangers(logits: Tensor, known: list[Tensor]) -> None:
 
 
 def refuse_second_derivative() -> None:
-    """Called in a backward: a gradient formed before is a constant for autograd, so its derivative would be a wrong zero.
+    """Called in a backward: what was formed in the forward is a constant for autograd, its derivative a wrong zero.
 
     Raises:
         StateError: under ``create_graph=True``; a compiled graph refuses it by itself.
@@ -198,14 +199,13 @@ class _Module(torch.autograd.Function):
         dh = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         # None stays None: an adapter that is not active has no gradient, rather than one of zeros
         sums: list[Tensor | None] = [None] * len(trained)
-        size = job.size or chunk_tokens(getattr(head, "out_features", 1))
-        # no outer hook, such as a checkpoint's, may take hold of a graph that is used up here
+        size = job.size or chunk_tokens(getattr(head, "out_features", None))
         # no outer hook, such as a checkpoint's, may take hold of a graph that is used up here
         with torch.set_grad_enabled(wanted), torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
             for place in chunks(len(hidden), size, rows):
                 h = hidden[place].detach().requires_grad_(dh is not None and wanted)
                 losses[place], found = _chunk(head, h, targets[place], weights[place], job, trained, wanted)
-                if dh is not None and wanted:
+                if dh is not None and found[0] is not None:
                     dh[place] = found[0]
                 for index, part in enumerate(found[1:]):
                     total = sums[index]

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import builders
-import deltaw as dw
 from deltaw.chunked import Rules
 from deltaw.errors import ConfigError
 from deltaw.train.batches import Batch, collate
