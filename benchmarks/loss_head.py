@@ -3,9 +3,8 @@
 Cross-entropy of frozen heads of 32k and 152k rows, forward and backward to the hidden states. All competitors run in
 one process and take turns; ratios are taken round by round, and their median and spread are told. Before anything is
 timed, losses and gradients of all are compared. Memory is the highest sum of live storages that the operations made
-(weights and hidden states are not counted), for 2048 tokens; the count is compared with the profiler's on what is timed.
-Torch's own form is one operation that cannot be looked into: there it is the profiler's number of a real run, in
-float32.
+(weights and hidden states are not counted), for 2048 tokens; it is compared with the profiler's count on what is timed.
+Torch's own form is one operation that cannot be looked into: there it is the profiler's count of a run, in float32.
 
 *Full logits* is transformers' own loss on ``hidden @ W.T``. *torch* is ``F.linear_cross_entropy`` with its default
 options, *TRL* the function that SFTTrainer's head calls, with its tiles, and what makes a mean of it.
