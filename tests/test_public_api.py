@@ -30,8 +30,8 @@ def test_all_is_sorted_and_complete() -> None:
     assert dir(dw) == dw.__all__
     verbs = {
         "activate", "active", "attach", "attached", "check", "combine", "detach", "disabled", "draws", "eva_ranks",
-        "extract", "freeze", "load", "merge", "param_groups", "plan", "route", "save", "set_draws", "trainable",
-        "unfreeze", "unmerge",
+        "extract", "freeze", "linear_cross_entropy", "load", "merge", "param_groups", "plan", "route", "save",
+        "set_draws", "trainable", "unfreeze", "unmerge",
     }  # fmt: skip
     assert {name for name in dw.__all__ if name[0].islower()} == verbs
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from deltaw.config import LoRAConfig
     from deltaw.errors import DeltawError
     from deltaw.gather import eva_ranks
+    from deltaw.head import linear_cross_entropy
     from deltaw.merge import MergeReport, UnmergeReport, merge, unmerge
     from deltaw.optim import param_groups
     from deltaw.sites import Plan, Site
@@ -69,6 +70,7 @@ _HOME = {
     "extract": "algebra",
     "eva_ranks": "gather",
     "freeze": "attach",
+    "linear_cross_entropy": "head",
     "load": "checkpoint",
     "merge": "merge",
     "param_groups": "optim",
@@ -110,6 +112,7 @@ __all__ = [
     "eva_ranks",
     "extract",
     "freeze",
+    "linear_cross_entropy",
     "load",
     "merge",
     "param_groups",

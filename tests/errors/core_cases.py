@@ -54,6 +54,15 @@ def net(seed: int = 0, tied: bool = False) -> Net:
         return Net(tied)
 
 
+def head_loss(model: Any, **options: Any) -> Tensor:
+    hidden = torch.ones(3, 8, requires_grad=True)
+    return dw.linear_cross_entropy(hidden, model.head, torch.zeros(3, dtype=torch.int64), **options)
+
+
+def twice(loss: Tensor) -> None:
+    loss.backward(create_graph=True)
+
+
 @torch.no_grad()
 def trained(model: nn.Module) -> nn.Module:
     for _, parameter in dw.trainable(model):
@@ -403,5 +412,11 @@ CASES: dict[str, Case] = {
     "core_save_while_merged": Case(lambda m, p: dw.save(m, p), merged, saved),
     "core_trainable_while_merged": Case(lambda m, _: dw.trainable(m), merged),
     "core_disabled_while_merged": Case(lambda m, _: dw.disabled(m).__enter__(), merged),
+    # The loss head
+    "core_loss_option": Case(lambda m, _: head_loss(m, reduction="mean")),
+    "core_loss_shapes": Case(lambda m, _: head_loss(m, weights=torch.ones(4))),
+    "core_loss_bias_twice": Case(lambda m, _: head_loss(m, bias=torch.ones(12))),
+    "core_loss_of_single_tokens": Case(lambda m, _: head_loss(m, reduction="none"), lambda: worn(targets=["head"])),
+    "core_loss_second_derivative": Case(lambda m, _: twice(head_loss(m))),
     "core_draws_of_other_sites": Case(lambda m, _: dw.set_draws(m, {"elsewhere.default": 3}), worn),
 }

@@ -206,6 +206,12 @@ def full_disk(tmp: Path) -> None:
     write_state(tmp, 20, state, fill, keep=2)
 
 
+def values_smoothed(tmp: Path) -> None:
+    base(tmp)
+    write_jsonl(tmp / "rows.jsonl", [{"text": row["text"], "label": index / 7} for index, row in enumerate(labelled())])
+    run(from_values(settings(tmp, optim={"label_smoothing": 0.1})))
+
+
 def diverged(tmp: Path) -> None:
     from dataclasses import dataclass, field
 
@@ -276,6 +282,7 @@ CASES: dict[str, Case] = {
     "train_rows_type": toml("[adapter.train_rows]\nwte = [-1]\n"),
     "train_rows_outside": with_run(adapter={"train_rows": {"embed_tokens": [5, 4000]}}),
     "train_token_known": with_run(adapter={"new_tokens": ["<tool>", "<s>"]}),
+    "train_smoothing_of_values": values_smoothed,
     "train_lora_plus_nothing": with_run(adapter={"variant": "vera"}, optim={"lora_plus": 16.0}),
     "train_resume_variant": resumed(nothing, adapter={"variant": "dora", "init": "pissa"}, optim={"lora_plus": 4.0}),
     "train_target_unknown": with_run(adapter={"targets": ["q_projj"]}),

@@ -48,7 +48,7 @@ def test_weighted_sum_matches_a_loop_over_tokens() -> None:
     losses = Losses(model, "causal")
     batch = collate(rows, range(len(rows)), 1)
     losses.verify(batch)
-    assert losses.note == "only trained tokens go through the head"
+    assert losses.note == "only trained tokens go through the head, a chunk at a time"
     expected = torch.stack([by_hand(model, ex) for ex in rows]).sum()
     assert losses(batch).total.item() == pytest.approx(expected.item(), rel=1e-5)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import deltaw as dw
 from deltaw.errors import ConfigError
+from deltaw.train.batches import collate
+from deltaw.train.loss import Losses
 from deltaw.train.memory import (
     ADAM_BYTES,
     Workload,
@@ -46,9 +49,17 @@ SHAPES = {
 }
 
 
-def build(kind: str, dtype: torch.dtype = torch.float32) -> Any:
+@dataclass
+class Row:
+    ids: list[int]
+    weights: list[float]
+    label: None = None
+    types: None = None
+
+
+def build(kind: str, dtype: torch.dtype = torch.float32, **more: Any) -> Any:
     values, family, _ = SHAPES[kind]
-    return family.from_config(AutoConfig.for_model(kind, **values), dtype=dtype).train()
+    return family.from_config(AutoConfig.for_model(kind, **values, **more), dtype=dtype).train()
 
 
 def peak_bytes(step: Callable[[], None]) -> int:
@@ -62,12 +73,17 @@ def peak_bytes(step: Callable[[], None]) -> int:
     return top
 
 
-def stepper(model: Any, kind: str) -> Callable[[], None]:
-    ids = torch.randint(0, VOCAB, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+def stepper(model: Any, kind: str, chunked: bool = True) -> Callable[[], None]:
+    vocab = model.config.vocab_size
+    ids = torch.randint(0, vocab, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
+    rows = [Row(row, [0.0] + [1.0] * (LENGTH - 1)) for row in ids.tolist()]
+    batch, losses = collate(rows, range(BATCH), 0), Losses(model, "causal" if kind != "bert" else "classification")
 
     def step() -> None:
         if kind == "bert":
             loss = model(input_ids=ids, labels=ids[:, 0] % 2).loss
+        elif chunked:
+            loss = losses(batch).total
         else:
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
             loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -108,6 +124,44 @@ def test_activations_match_the_measured_peak(kind: str, dtype: torch.dtype, targ
     side = report.full if full else report.lora
     ratio = (side.activations + side.logits) / peak_bytes(step)
     assert 1 / FACTOR < ratio < FACTOR
+
+
+WIDE = 65_536
+"""A vocabulary whose logits are most of a small model's memory; the loss takes 256 of 508 tokens at a time."""
+
+HEADS: dict[str, tuple[dict[str, Any], bool, bool]] = {
+    "frozen": ({"targets": ["q_proj"]}, False, True),
+    "with an adapter": ({"targets": ["q_proj", "lm_head"]}, False, True),
+    "trained copy": ({"targets": ["q_proj"], "train_also": ["lm_head"]}, False, True),
+    "full fine-tuning": ({"targets": ["q_proj"]}, True, True),
+    "all logits": ({"targets": ["q_proj"]}, False, False),
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_loss_matches_its_measured_peak(kind: str) -> None:
+    """The logits here are most of the peak."""
+    options, full, chunked = HEADS[kind]
+    torch.manual_seed(0)
+    values = {**DECODER, "vocab_size": WIDE, "num_hidden_layers": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **values))
+    config = dw.LoRAConfig(rank=2, **options)
+    plan = dw.plan(model, config)
+    extra = [path for path, _ in plan.copies]
+    report = memory_plan(
+        model, sites=kept_by(plan), trained=plan.parameters, extra=extra,
+        workload=Workload(batch=BATCH, length=LENGTH, loss_tokens=BATCH * (LENGTH - 1), chunked=chunked),
+    )  # fmt: skip
+    if not full:
+        dw.attach(model, config)
+    step = stepper(model, "llama", chunked)
+    step()
+    model.zero_grad(set_to_none=False)
+    side = report.full if full else report.lora
+    # a gradient is made before it is added to the one that is there
+    fresh = WIDE * DECODER["hidden_size"] * 4 if extra else 0
+    ratio = (side.activations + side.logits + fresh) / peak_bytes(step)
+    assert 1 / 1.1 < ratio < 1.1
 
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -181,7 +235,9 @@ def test_parts_are_plain_arithmetic() -> None:
     # bfloat16 weights, a float32 master copy, bfloat16 gradients, two float32 moments: 16 bytes a parameter.
     full = report.full
     assert full.weights + full.adapter + full.gradients + full.optimizer == 16 * 1_235_814_400
-    assert report.lora.logits == 2 * 512 * 128256 * 14
+    # 256 tokens at a time, in float32 and bfloat16; hidden states and their gradient for all
+    assert report.lora.logits == 256 * 128256 * 6 + 2 * 2 * 1024 * 2048
+    assert report.full.logits == report.lora.logits + 4 * 128256 * 2048
     parts = ("weights", "adapter", "gradients", "optimizer", "activations", "logits")
     assert report.lora.total == sum(getattr(report.lora, name) for name in parts)
     assert report.lora.activations < full.activations and report.lora.total < full.total / 3
@@ -201,7 +257,9 @@ def test_every_setting_of_the_workload_counts() -> None:
     assert last == base // 12
     few = Workload(batch=2, length=256, loss_tokens=10)
     report = memory_plan(model, sites=sites, trained=1, workload=few)
-    assert report.lora.logits == 10 * 50257 * 16
+    assert report.lora.logits == 10 * 50257 * 4 + 2 * 4 * 10 * 768
+    whole = memory_plan(model, sites=sites, trained=1, workload=Workload(batch=2, length=256, chunked=False))
+    assert whole.lora.logits == 512 * 50257 * 16
     assert activation_bytes(model, sites, plain, extra=["lm_head"]) == base + 4 * 512 * 768
 
 

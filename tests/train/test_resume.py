@@ -158,6 +158,9 @@ def test_a_resumed_run_keeps_its_settings(values: Values, tmp_path: Path) -> Non
     with pytest.raises(ResumeError, match="keeps its settings") as error:
         run(from_values({"run": {"resume": str(report.output)}, "optim": {"lr": 0.5, "clip": 3.0}}))
     assert error.value.got == "--clip = 3.0, --lr = 0.5" and error.value.expected == "1.0, 0.02 as saved"
+    with pytest.raises(ResumeError, match="keeps its settings") as error:
+        run(from_values({"run": {"resume": str(report.output)}, "optim": {"label_smoothing": 0.1}}))
+    assert error.value.got == "--label-smoothing = 0.1" and error.value.expected == "0.0 as saved"
     # Saying the same again, or changing what changes no number, is fine.
     again = {"run": {"resume": str(report.output), "save_every": 1, "keep": 1}, "optim": {"lr": 0.02}}
     assert len(list_states(run(from_values(again)).output)) == 1
@@ -213,6 +216,7 @@ KINDS: dict[str, Values] = {
     "eva": {"adapter": {"init": "eva", "init_batches": 2}},
     "lora_ga": {"adapter": {"init": "lora_ga", "init_batches": 2}},
     "lora_plus": {"optim": {"lora_plus": 8.0, "lr": 0.004}},
+    "label_smoothing": {"optim": {"label_smoothing": 0.2}},
     "rows": {"adapter": {"train_rows": {"embed_tokens": [5, 7, 8]}}},
     "new_tokens": {"adapter": {"new_tokens": ["<tool>"]}},
 }

@@ -104,6 +104,16 @@ def test_a_run_from_rows_to_adapter(make: Make) -> None:
     assert json.loads((out(config) / "report.json").read_text())["after"] == report.after
 
 
+def test_label_smoothing_changes_the_training_and_not_what_validation_measures(make: Make, tmp_path: Path) -> None:
+    plain, heard = Recorder(), Recorder()
+    first = run(make(), (plain,))
+    second = run(make(optim={"label_smoothing": 0.3}, run={"output": str(tmp_path / "smooth")}), (heard,))
+    assert "label smoothing 0.3 in training; validation tells the plain loss" in heard.sections["plan"]
+    assert "label smoothing" not in plain.sections["plan"] and "label_smoothing = 0.3" in heard.sections["settings"]
+    assert second.before == first.before and second.after != first.after
+    assert heard.steps[0].loss != pytest.approx(plain.steps[0].loss, rel=1e-3)
+
+
 def test_the_saved_adapter_is_the_trained_one(make: Make, base: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -187,6 +187,7 @@ def make_plan(shape: Shape, adapter: AdapterConfig) -> PlanResult:
 
     import deltaw as dw
     from deltaw.train.defaults import Choices, Facts, choose_length, choose_rank
+    from deltaw.train.loss import find_split
     from deltaw.train.memory import Workload, frozen_values, kept_by, memory_plan, stored_values
     from deltaw.train.shape import meta_model
     from deltaw.train.wear import lora_config
@@ -209,6 +210,7 @@ def make_plan(shape: Shape, adapter: AdapterConfig) -> PlanResult:
         dtype=next(model.parameters()).dtype,
         checkpointing=shape.gradient_checkpointing,
         fused_attention=not shape.attention_matrix,
+        chunked=find_split(model)[0] is not None,
     )
     inside = [f"{path}.{name}" if name else path for path, module in plan.copies for name, _ in module.named_modules()]
     frozen = frozen_values(plan)

@@ -136,6 +136,9 @@ class OptimConfig:
     weight_decay: float = option(0.0, "AdamW's weight decay, of matrices", low=0.0)
     lora_plus: float = option(1.0, "learning rate of B over that of A (LoRA+); 1 is one rate for both", low=1e-3)
     clip: float = option(1.0, "largest gradient norm; 0 clips nothing", low=0.0)
+    label_smoothing: float = option(
+        0.0, "share of each target spread over the vocabulary; validation keeps the plain loss", low=0.0, high=0.99
+    )
 
     def __post_init__(self) -> None:
         check_group(self, "optim")

@@ -164,7 +164,7 @@ FIXED = {
 }
 
 
-RARE = ("adapter.variant", "adapter.train_rows", "adapter.new_tokens", "optim.lora_plus")
+RARE = ("adapter.variant", "adapter.train_rows", "adapter.new_tokens", "optim.lora_plus", "optim.label_smoothing")
 LOOKING = "the leading directions settle early, and LoRA-GA's paper takes 64 rows (arXiv:2407.05000)"
 
 
@@ -192,7 +192,7 @@ def add_fixed(choices: Choices, config: TrainConfig, *, adapter: bool, task: str
         count = config.adapter.init_batches
         choices.add("adapter.init_batches", count if given else None, count, LOOKING)
     # what is off unless it is asked for needs no reason; said nowhere else
-    for key in RARE if adapter else ("optim.lora_plus",):
+    for key in RARE if adapter else ("optim.lora_plus", "optim.label_smoothing"):
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
         if value != spec_of(key).default:

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltaw.chunked import Rules, token_losses
 from deltaw.initialize import INITIALIZATIONS
 from deltaw.train.batches import Batch, BatchPlan, TokenExample, collate
 from deltaw.train.loss import before, label_loss
@@ -26,12 +26,15 @@ class Looking:
         pad_id: the tokenizer's pad token.
         task: what the model is trained for.
         model: the model, for the place of its inputs.
+        label_smoothing: as in training.
     """
 
     def __init__(
-        self, examples: Any, plan: BatchPlan, batches: int, pad_id: int, task: str, model: nn.Module
+        self, examples: Any, plan: BatchPlan, batches: int, pad_id: int, task: str, model: nn.Module,
+        label_smoothing: float = 0.0,
     ) -> None:  # fmt: skip
         self.examples, self.plan, self.count, self.pad_id, self.task = examples, plan, batches, pad_id, task
+        self.label_smoothing = label_smoothing
         self.device = next(model.parameters()).device
         self._batch: Batch | None = None
 
@@ -82,7 +85,8 @@ class Looking:
         batch = self._batch
         assert batch is not None
         if self.task != "causal":
-            return label_loss(output.logits.float(), batch.labels, self.task)
+            return label_loss(output.logits.float(), batch.labels, self.task, self.label_smoothing)
         rows, columns = batch.where
-        each = F.cross_entropy(output.logits[before(batch)].float(), batch.input_ids[rows, columns], reduction="none")
+        targets, rules = batch.input_ids[rows, columns], Rules(label_smoothing=self.label_smoothing)
+        each = token_losses(output.logits[before(batch)], targets, rules)
         return (each * batch.weights[rows, columns]).sum()

@@ -1,7 +1,7 @@
 """The loss of a batch as a weighted *sum*; the caller divides by the weight of its whole window.
 
 For language models, only positions whose prediction is trained go through the head: at a vocabulary of 100k the head
-is a quarter of a small model's arithmetic and most of its memory.
+is a quarter of a small model's arithmetic and most of its memory. They go in chunks (``deltaw.linear_cross_entropy``).
 """
 
 from __future__ import annotations
@@ -12,9 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltaw.chunked import Rules, token_losses
+from deltaw.errors import ConfigError
+from deltaw.head import linear_cross_entropy
+from deltaw.head_module import graph_leaves, trained_by
 from deltaw.train.batches import Batch
+from deltaw.train.readout import readouts
 
 __all__ = ["BatchLoss", "Losses"]
+
+# As large as logits of trained models get; Gemma's cap of 30 changes these by a quarter.
+LARGE_LOGITS = 50.0
 
 
 class BatchLoss:
@@ -35,46 +43,81 @@ class Losses:
     Args:
         model: a causal LM, or a sequence classifier.
         task: ``causal``, ``classification`` or ``regression``.
+        label_smoothing: share of each target that is spread over the vocabulary or the classes, while the model is in
+            training mode; in eval mode the loss is the plain one.
+
+    Raises:
+        ConfigError: for label smoothing of values, which have no classes.
     """
 
-    def __init__(self, model: nn.Module, task: str) -> None:
-        self.model, self.task = model, task
+    def __init__(self, model: nn.Module, task: str, label_smoothing: float = 0.0) -> None:
+        self.model, self.task, self.label_smoothing = model, task, label_smoothing
         self.note = "every row has one label"
         self._split: tuple[nn.Module, nn.Module] | None = None
+        self._forms, self._verified = readouts(model), False
         if task == "causal":
             self._split, self.note = find_split(model)
+        elif task == "regression" and label_smoothing:
+            raise ConfigError(
+                "values cannot be smoothed",
+                where="--label-smoothing or [optim] label_smoothing",
+                got=f"{label_smoothing:g} with rows that carry values",
+                expected="tokens or classes to spread a target over",
+                hint="drop --label-smoothing",
+            )
+
+    @property
+    def chunked(self) -> bool:
+        """Whether the head runs on trained tokens only, a chunk at a time; else all logits are in memory at once."""
+        return self._split is not None
 
     def verify(self, batch: Batch) -> None:
-        """Compare the short way through the head with the model's own logits, and leave it if they differ.
+        """Compare the short way through the head with the model's own logits, once, and leave it if they differ.
 
         Args:
             batch: any batch, on the model's device.
         """
-        if self._split is None:
+        if self._split is None or self._verified:
             return
+        self._verified = True
         was_training = self.model.training
         self.model.eval()
         try:
             with torch.no_grad():
-                reason = self._difference(batch)
+                hidden = self._hidden(self._split[0], batch)
+                reason = self._settle(self._split[1], hidden, batch) or _stranger(self._split[1], hidden[:1])
         finally:
             self.model.train(was_training)
         if reason:
-            self._split, self.note = None, reason
+            self._split, self.note = None, f"masked tokens go through the head too: {reason}"
 
-    def _difference(self, batch: Batch) -> str:
-        """Why the short way cannot be used, or ""."""
-        assert self._split is not None
+    def _settle(self, head: nn.Module, hidden: Tensor, batch: Batch) -> str:
+        """Keep the first readout that gives the model's own logits; why none does, or ""."""
+        raw = head(hidden).float()
         full = self._forward(self.model, batch).logits[before(batch)].float()
-        short = self._short_logits(self._split, batch).float()
-        if full.shape != short.shape:
-            return f"masked tokens go through the head too: its logits have shape {tuple(full.shape)}"
-        scale = full.abs().max().clamp_min(1e-6)
-        error = float((full - short).abs().max() / scale)
+        if full.shape != raw.shape:
+            return f"its logits have shape {tuple(full.shape)}"
+        # a cap hardly shows on the logits of a small model, so they are compared once more at the size of a large one's
+        factor, calls = LARGE_LOGITS / float(raw.abs().max().clamp_min(1e-6)), []
+
+        def enlarge(module: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+            calls.append(module)
+            return out * factor
+
+        hook = head.register_forward_hook(enlarge)
+        try:
+            large = self._forward(self.model, batch).logits[before(batch)].float()
+        finally:
+            hook.remove()
         bound = 1e-4 if next(self.model.parameters()).dtype == torch.float32 else 3e-2
-        if error <= bound:
-            return ""
-        return f"masked tokens go through the head too: the model changes its logits after the head (by {error:.1e})"
+        errors = []
+        for form in self._forms:
+            pairs = [(full, form.logits(raw)), *([(large, form.logits(raw * factor))] if calls else [])]
+            errors.append(max(float((own - ours).abs().max() / own.abs().max().clamp_min(1e-6)) for own, ours in pairs))
+            if errors[-1] <= bound:
+                self._forms = [form]
+                return ""
+        return f"the model changes its logits after the head (by {min(errors):.1e})"
 
     def __call__(self, batch: Batch) -> BatchLoss:
         """Run the model and sum the loss of the batch.
@@ -85,12 +128,24 @@ class Losses:
         Returns:
             The weighted sum, and logits where metrics need them.
         """
+        smoothing = self.label_smoothing if self.model.training else 0.0
         if self.task != "causal":
             logits = self._forward(self.model, batch).logits.float()
-            return BatchLoss(label_loss(logits, batch.labels, self.task), logits.detach())
+            return BatchLoss(label_loss(logits, batch.labels, self.task, smoothing), logits.detach())
         rows, columns = batch.where
-        losses = F.cross_entropy(self.token_logits(batch), batch.input_ids[rows, columns], reduction="none")
-        return BatchLoss((losses * batch.weights[rows, columns]).sum())
+        targets, weights = batch.input_ids[rows, columns], batch.weights[rows, columns]
+        if self._split is None:
+            losses = token_losses(self.token_logits(batch), targets, Rules(label_smoothing=smoothing))
+            return BatchLoss((losses * weights).sum())
+        body, head = self._split
+        hidden = self._hidden(body, batch)
+        form = self._forms[0]
+        # every token of ``where`` has a weight: none is looked for
+        total = linear_cross_entropy(
+            hidden, head, targets, weights=weights, label_smoothing=smoothing, logit_scale=form.logit_scale,
+            soft_cap=form.soft_cap, ignore_index=None,
+        )  # fmt: skip
+        return BatchLoss(total)
 
     def token_logits(self, batch: Batch) -> Tensor:
         """Run a language model and keep what predicts the trained tokens.
@@ -103,9 +158,9 @@ class Losses:
         """
         if self._split is None:
             logits: Tensor = self._forward(self.model, batch).logits[before(batch)]
-        else:
-            logits = self._short_logits(self._split, batch)
-        return logits.float()
+            return logits.float()
+        body, head = self._split
+        return self._forms[0].logits(head(self._hidden(body, batch)).float())
 
     def _forward(self, module: nn.Module, batch: Batch) -> Any:
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "return_dict": True}
@@ -117,11 +172,9 @@ class Losses:
             inputs["use_cache"] = False
         return module(**inputs)
 
-    def _short_logits(self, split: tuple[nn.Module, nn.Module], batch: Batch) -> Tensor:
-        body, head = split
-        hidden = self._forward(body, batch).last_hidden_state
-        logits: Tensor = head(hidden[before(batch)])
-        return logits
+    def _hidden(self, body: nn.Module, batch: Batch) -> Tensor:
+        hidden: Tensor = self._forward(body, batch).last_hidden_state[before(batch)]
+        return hidden
 
 
 def before(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -152,16 +205,27 @@ def find_split(model: nn.Module) -> tuple[tuple[nn.Module, nn.Module] | None, st
         return None, f"masked tokens go through the head too: it is no plain linear layer ({type(head).__name__})"
     if not isinstance(body, nn.Module) or body is model or any(module is head for module in body.modules()):
         return None, "masked tokens go through the head too: the model has no separate body"
-    return (body, head), "only trained tokens go through the head"
+    return (body, head), "only trained tokens go through the head, a chunk at a time"
 
 
-def label_loss(logits: Tensor, labels: Tensor | None, task: str) -> Tensor:
+def _stranger(head: nn.Module, hidden: Tensor) -> str:
+    """Why a head cannot be walked in chunks: it trains what is not its own; or ""."""
+    own = trained_by(head)
+    with torch.enable_grad():
+        leaves = graph_leaves(head(hidden))
+    if all(any(leaf is parameter for parameter in own) for leaf in leaves):
+        return ""
+    return "its head trains tensors that are not among its parameters"
+
+
+def label_loss(logits: Tensor, labels: Tensor | None, task: str, label_smoothing: float = 0.0) -> Tensor:
     """Sum of the loss over labeled rows.
 
     Args:
         logits: shape (N, classes), or (N, 1) for regression.
         labels: shape (N,).
         task: ``classification`` or ``regression``.
+        label_smoothing: share of each class label that is spread over the classes.
 
     Returns:
         Cross entropy in nats, or squared error; a scalar sum.
@@ -169,4 +233,4 @@ def label_loss(logits: Tensor, labels: Tensor | None, task: str) -> Tensor:
     assert labels is not None
     if task == "regression":
         return F.mse_loss(logits.squeeze(-1), labels.to(logits.dtype), reduction="sum")
-    return F.cross_entropy(logits, labels, reduction="sum")
+    return F.cross_entropy(logits, labels, reduction="sum", label_smoothing=label_smoothing)

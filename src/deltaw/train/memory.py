@@ -13,9 +13,12 @@ transformers writes it:
 - a variant besides: LoRA-FA no input; DoRA the output and the term, 2 e N o; VeRA, and an initialization that is
   taken off again, float32 copies of A and B as they are multiplied.
 
-A frozen layer keeps no input: this is what LoRA saves beyond gradients and optimizer state. The loss holds the logits
-in e bytes and three float32 arrays of their shape (log-probabilities and two gradients). The formula is checked
-against measured peaks in ``tests/train/test_memory.py``.
+A frozen layer keeps no input: this is what LoRA saves beyond gradients and optimizer state. The loss of K trained
+tokens goes through the head C at a time (``deltaw.linear_cross_entropy``): 4 C V for the logits, as much again for a
+soft cap, e C V more where a head has an adapter or e is below 4, and 2 e K d for what enters the head and its gradient;
+a trained head holds its gradient in float32 besides, 4 V d, and a trained copy twice. Where a model's loss needs all
+logits it holds them in e bytes and three float32 arrays of their shape (log-probabilities and two gradients). The
+formula is checked against measured peaks in ``tests/train/test_memory.py``.
 """
 
 from __future__ import annotations
@@ -30,9 +33,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import nn
 
+from deltaw.chunked import chunk_tokens
 from deltaw.errors import ConfigError
 from deltaw.factors import Factors
 from deltaw.sites import request_for
+from deltaw.train.readout import readouts
 
 if TYPE_CHECKING:
     from deltaw.initialize import Request
@@ -59,6 +64,7 @@ class Workload:
         fused_attention: whether attention runs in a kernel that never stores the (length, length) matrix. Eager
             attention does not, nor does a CPU where the base has attention dropout.
         loss_tokens: positions whose logits are computed; None means all of them.
+        chunked: whether the loss takes a chunk of them at a time; else it holds all logits.
     """
 
     batch: int = 1
@@ -67,6 +73,7 @@ class Workload:
     checkpointing: bool = False
     fused_attention: bool = True
     loss_tokens: int | None = None
+    chunked: bool = True
 
     def __post_init__(self) -> None:
         for name in ("batch", "length"):
@@ -95,7 +102,7 @@ class MemoryPlan:
         gradients: one for each trained number.
         optimizer: Adam's two moments.
         activations: what the blocks keep for the backward pass.
-        logits: logits and what the loss holds beside them.
+        logits: logits, as many as there are at once, and what the loss holds beside them.
     """
 
     weights: int
@@ -299,14 +306,13 @@ def memory_plan(
     # An adapter that the model already wears is not part of the base.
     numbers = sum(parameter.numel() for name, parameter in model.named_parameters() if ".lora." not in name)
     e = workload.dtype.itemsize
-    logits = _logit_bytes(model, shape, workload)
     lora = MemoryPlan(
         weights=e * numbers,
         adapter=4 * (trained + frozen),
         gradients=4 * trained,
         optimizer=ADAM_BYTES * trained,
         activations=_activations(shape, sites, extra, workload),
-        logits=logits,
+        logits=_logit_bytes(model, shape, workload, sites, extra),
     )
     everything: dict[str, int | Kept] = dict.fromkeys(shape.linears, 0)
     full = MemoryPlan(
@@ -315,7 +321,7 @@ def memory_plan(
         gradients=e * numbers,
         optimizer=ADAM_BYTES * numbers,
         activations=_activations(shape, everything, (), workload),
-        logits=logits,
+        logits=_logit_bytes(model, shape, workload, None, ()),
     )
     return MemoryReport(lora=lora, full=full, workload=workload)
 
@@ -374,12 +380,21 @@ def _inputs(shape: _Shape, sites: Mapping[str, Kept], load: Workload) -> int:
     return load.dtype.itemsize * load.tokens * (sum(size for _, size in shared) + own) + copies
 
 
-def _logit_bytes(model: nn.Module, shape: _Shape, load: Workload) -> int:
+def _logit_bytes(model: nn.Module, shape: _Shape, load: Workload, sites: Sites | None, extra: Sequence[str]) -> int:
+    """Bytes of the loss; ``sites`` is None where every weight is trained."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     if head is None:
         return 0
     tokens = load.tokens if load.loss_tokens is None else load.loss_tokens
-    return tokens * shape.vocab * (load.dtype.itemsize + 12)
+    e, vocab = load.dtype.itemsize, shape.vocab
+    if not load.chunked:
+        return tokens * vocab * (e + 12)
+    paths = {path for path, module in model.named_modules() if module is head}
+    adapted = sites is not None and bool(paths & {*sites, *extra})
+    each = 4 + (e if adapted or e < 4 else 0) + (4 if readouts(model)[0].soft_cap else 0)
+    copies = 1 if sites is None else 2 * bool(paths & {*extra})
+    rows = min(tokens, chunk_tokens(vocab))
+    return rows * vocab * each + 2 * e * tokens * shape.width + 4 * copies * vocab * shape.width
 
 
 def _shape(model: nn.Module) -> _Shape:

@@ -29,6 +29,8 @@ def outlook(ready: Ready, *, trial: bool = True) -> str:
     job.losses.verify(job.batch([shortest]).to(job.device))
     per_epoch = job.plan.steps(1)
     lines = [f"{plural(job.total, 'step')}, {per_epoch:,} per epoch; {job.losses.note}", _memory(ready)]
+    if job.losses.label_smoothing:
+        lines.append(f"label smoothing {job.losses.label_smoothing:g} in training; validation tells the plain loss")
     if job.save_every:
         often = "step" if job.save_every == 1 else f"{job.save_every:,} steps"
         lines.append(f"a state to resume from every {often}: {job.output}/{PREFIX}N")
@@ -49,6 +51,7 @@ def _memory(ready: Ready) -> str:
         checkpointing=job.config.model.gradient_checkpointing,
         fused_attention=_fused(job),
         loss_tokens=batch.trained if job.task == "causal" else None,
+        chunked=job.losses.chunked,
     )
     extra = {name.partition(".lora.")[0] for name, _ in job.parameters if ".module." in name}
     try:

@@ -179,7 +179,8 @@ def _wear(
     # the batches of the run, whose choice is recorded later, where batches are spoken of
     plan, _ = defaults.choose_batches(Choices(), config, [int(length) for length in material.train.lengths])
     looking = Looking(
-        material.train, plan, config.adapter.init_batches, tokenizer.pad_token_id, task, loaded.model
+        material.train, plan, config.adapter.init_batches, tokenizer.pad_token_id, task, loaded.model,
+        config.optim.label_smoothing,
     )  # fmt: skip
     rows = {table_path(loaded.model): new.ids} if new.ids and fresh else None
     return wear(loaded.model, config, rank, loaded.heads, rows=rows, looking=looking), facts
@@ -203,7 +204,7 @@ def _job(
         model=loaded.model,
         tokenizer=tokenizer,
         task=task,
-        losses=Losses(loaded.model, task),
+        losses=Losses(loaded.model, task, config.optim.label_smoothing),
         device=loaded.device,
         parameters=wearing.parameters,
         train=material.train,
