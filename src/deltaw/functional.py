@@ -155,9 +155,9 @@ def drop_mask(
 ) -> tuple[Tensor, float]:
     """The mask of an inverted dropout, a function of its seed alone, so that it can be drawn again.
 
-    Drawing is most of dropout's cost, so every entry gets one byte of a 64-bit number. A byte alone would know multiples
-    of 1 / 256; the threshold it is compared with is one of two neighbours, drawn for each row, so that every entry is
-    dropped with the probability asked for, to 2^-24.
+    Drawing is most of dropout's cost, so every entry gets one byte of a 64-bit number. A byte alone would know
+    multiples of 1 / 256; the threshold it is compared with is one of two neighbours, drawn for each row, so that every
+    entry is dropped with the probability asked for, to 2^-24.
 
     Args:
         shape: of what is to be dropped.

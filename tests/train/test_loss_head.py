@@ -93,7 +93,7 @@ def compare(model: Any, losses: Losses, smoothing: float = 0.0) -> None:
     for name, p in model.named_parameters():
         if p.grad is not None:
             scale = float(p.grad.abs().max()) + 1e-8
-            assert float((found[name] - p.grad).abs().max()) <= 1e-5 * scale, name
+            assert float((found[name] - p.grad).abs().max()) <= 3e-5 * scale, name
 
 
 SHORT = "only trained tokens go through the head, a chunk at a time"

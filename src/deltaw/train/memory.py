@@ -9,9 +9,13 @@ transformers writes it:
   one, the (length, length) matrices besides;
 - MLP: the operands of its pointwise part, e N f times 3 (gated), 4 (GPT-2's gelu, written out) or 1 (a fused one);
 - dropout of the base, where it is on: a mask of N d bytes and an output of e N d at each of two places;
-- every trained linear layer: its input, once for all that share it, and for an adapted one the product e N r;
-- a variant besides: LoRA-FA no input; DoRA the output and the term, 2 e N o; VeRA, and an initialization that is
-  taken off again, float32 copies of A and B as they are multiplied.
+- a linear layer trained in full, or adapted by more than a plain product (slices, most variants, starts that are taken
+  off again): its input, once for all that share it, and for an adapted one the product e N r;
+- a linear layer with a plain adapter: nothing, for its input is made again from what the parts above keep
+  (``deltaw.recall``); but e N d once for the first adapted block, whose input has no graph, e N h D behind an attention
+  without a fused kernel, and all inputs of the one block that checkpointing has in memory;
+- a variant besides: LoRA-FA e N r and no input; DoRA the output and the term, 2 e N o; VeRA, and an initialization that
+  is taken off again, float32 copies of A and B as they are multiplied.
 
 A frozen layer keeps no input: this is what LoRA saves beyond gradients and optimizer state. The loss of K trained
 tokens goes through the head C at a time (``deltaw.linear_cross_entropy``): 4 C V for the logits, as much again for a
@@ -50,6 +54,8 @@ __all__ = [
 
 # Adam keeps two float32 moments for each trained number (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1).
 ADAM_BYTES = 8
+# Layers that read what attention has put together, by their usual names.
+_AFTER = re.compile(r"(?:^|\.)(?:o_proj|out_proj|c_proj|wo|output\.dense|attention\.dense)$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,12 +160,14 @@ class Kept:
     Args:
         rank: numbers of the low-rank product, for each token; 0 for a layer trained in full.
         input: whether the layer's input is kept.
+        recalled: whether it need not be, because the graph gives it back.
         outputs: further numbers for each token.
         copies: float32 numbers, however many tokens there are.
     """
 
     rank: int
     input: bool = True
+    recalled: bool = False
     outputs: int = 0
     copies: int = 0
 
@@ -168,6 +176,7 @@ class Kept:
         return Kept(
             rank=self.rank + other.rank,
             input=self.input or other.input,
+            recalled=self.recalled and other.recalled,
             outputs=self.outputs + other.outputs,
             copies=self.copies + other.copies,
         )
@@ -180,9 +189,12 @@ def _kept(part: Part, request: Request) -> Kept:
     """What one update keeps, by what its variant does."""
     update, rank = part.update, part.rank * (2 if part.subtract else 1)
     multiplied = part.subtract or update.shared is not None
+    input = "lora_A" not in update.frozen
+    recalled = input and update.plain and not part.subtract and not part.rows
     return Kept(
-        rank=rank,
-        input="lora_A" not in update.frozen,
+        rank=0 if recalled else rank,
+        input=input,
+        recalled=recalled,
         outputs=2 * part.out_features if update.reads else 0,
         copies=rank * (request.in_features + request.out_features) if multiplied else 0,
     )
@@ -347,13 +359,15 @@ def _activations(shape: _Shape, sites: Sites, extra: Sequence[str], load: Worklo
     for path, site in [*sites.items(), *((path, 0) for path in extra)]:
         index = _block(path)
         into = outside if index is None else blocks.setdefault(index, {})
-        into[path] = site if isinstance(site, Kept) else Kept(rank=site)
+        into[path] = site if isinstance(site, Kept) else Kept(rank=0, recalled=site > 0)
     if not blocks:
         return _inputs(shape, outside, load)
     # Blocks below the first trained one get no backward and keep nothing.
     first = min(blocks)
     kept = [_fixed(shape, load) + _inputs(shape, blocks.get(index, {}), load) for index in range(first, shape.layers)]
     total = _inputs(shape, outside, load)
+    if any(site.recalled for site in blocks[first].values()):
+        total += load.dtype.itemsize * load.tokens * shape.width
     if load.checkpointing:
         return total + len(kept) * load.dtype.itemsize * load.tokens * shape.width + max(kept)
     return total + sum(kept)
@@ -373,9 +387,13 @@ def _fixed(shape: _Shape, load: Workload) -> int:
 
 def _inputs(shape: _Shape, sites: Mapping[str, Kept], load: Workload) -> int:
     """Inputs of trained linear layers, each counted once for those that share it, and what an adapter keeps."""
-    kept = [path for path, site in sites.items() if site.input and path in shape.linears]
+    recalled = [path for path, site in sites.items() if site.recalled and not load.checkpointing]
+    kept = [path for path, site in sites.items() if site.input and path in shape.linears and path not in recalled]
     shared = {(path.rpartition(".")[0], shape.linears[path][0]) for path in kept}
     own = sum(site.rank + site.outputs for site in sites.values())
+    if not load.fused_attention:
+        width = shape.heads * shape.head_dim
+        own += width * sum(shape.linears.get(path, (0,))[0] == width and bool(_AFTER.search(path)) for path in recalled)
     copies = 4 * sum(site.copies for site in sites.values())
     return load.dtype.itemsize * load.tokens * (sum(size for _, size in shared) + own) + copies
 
