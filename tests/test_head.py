@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 import builders
 import deltaw as dw
+from deltaw import chunked
 from deltaw.chunked import Rules, chunk_tokens, token_losses
 from deltaw.errors import ConfigError, ModelError, StateError
 
@@ -146,6 +147,29 @@ def test_low_precision_is_no_worse_than_full_logits(dtype: torch.dtype, cap: flo
         assert a.grad is not None and a.grad.dtype == dtype and b.grad is not None and c.grad is not None
         error, theirs = (a.grad - c.grad).abs().mean(), (b.grad - c.grad).abs().mean()
         assert error <= 1.02 * theirs
+
+
+def test_the_way_of_devices_that_multiply_in_low_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU has its own products in bfloat16; here they are emulated, so that its way runs too."""
+    plain = chunked._Projection.__init__
+
+    def natively(self: Any, *args: Any) -> None:
+        plain(self, *args)
+        self.blocks, self.low = 0, self.weight.new_empty(self.z.shape)
+
+    monkeypatch.setattr(chunked._Projection, "__init__", natively)
+    hidden, weight, targets = draw(20, 16, dtype=torch.bfloat16), draw(40, 16, dtype=torch.bfloat16), targets_of(20, 40)
+    mine, exact = (
+        [t.to(dtype, copy=True).requires_grad_() for t in (hidden, weight)] for dtype in (torch.bfloat16, torch.double)
+    )
+    got = dw.linear_cross_entropy(mine[0], mine[1], targets, bias=draw(40, dtype=torch.bfloat16), chunk=8)
+    want = reference(exact[0], exact[1], draw(40, dtype=torch.bfloat16).double(), targets, torch.ones(20), Rules())
+    assert got.item() == pytest.approx(want.item(), rel=1e-2)
+    got.backward()
+    want.backward()
+    for a, b in zip(mine, exact, strict=True):
+        assert a.grad is not None and b.grad is not None
+        assert (a.grad - b.grad).abs().max() <= 0.02 * b.grad.abs().max()
 
 
 class Seen(TorchDispatchMode):

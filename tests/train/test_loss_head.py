@@ -166,6 +166,18 @@ def test_token_logits_are_the_models_own() -> None:
             torch.testing.assert_close(losses.token_logits(batch), full.float(), rtol=1e-4, atol=1e-5)
 
 
+def test_a_declaration_that_the_model_does_not_read() -> None:
+    """As MPT's ``logit_scale``: a word says nothing, and a number is tried and found wrong."""
+    model = make("llama")
+    model.config.logit_scale = "inv_sqrt_d_model"
+    assert readouts(model) == [Rules()]
+    model.config.logit_scale = 0.5
+    losses = Losses(model, "causal")
+    losses.verify(make_batch())
+    assert losses.note == SHORT and losses._forms == [Rules()]
+    compare(model, losses)
+
+
 def test_a_name_that_one_family_multiplies_by_and_another_divides_by() -> None:
     """HyperCLOVA X against Granite: the model's own logits decide."""
     model = make("granite", logits_scaling=4.0)

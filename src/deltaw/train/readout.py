@@ -38,12 +38,16 @@ def readouts(model: nn.Module) -> list[Rules]:
     """
     config: Any = getattr(model, "config", None)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    factors = [float(value) for name in FACTORS if (value := getattr(text, name, None))]
-    divisors = [float(value) for name in DIVISORS if (value := getattr(text, name, None))]
-    caps = [float(value) for name in CAPS if (value := getattr(text, name, None))]
+    factors, divisors, caps = (_numbers(text, names) for names in (FACTORS, DIVISORS, CAPS))
     scale, cap = factors[0] if factors else 1.0, caps[0] if caps else None
     found = [Rules(logit_scale=scale / (divisors[0] if divisors else 1.0), soft_cap=cap)]
     if divisors:
         # HyperCLOVA X multiplies by what Granite divides by
         found.append(Rules(logit_scale=scale * divisors[0], soft_cap=cap))
     return list(dict.fromkeys([*found, Rules()]))
+
+
+def _numbers(config: Any, names: tuple[str, ...]) -> list[float]:
+    """What a config says under these names; 0 and None say nothing, nor does a word, which MPT has and reads nowhere."""
+    found = (getattr(config, name, None) for name in names)
+    return [float(value) for value in found if isinstance(value, (int, float)) and value]
