@@ -10,16 +10,16 @@ import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "BatchPlan", "TokenExample", "Window", "collate", "eval_batches", "longest_batch", "walk"]
+from deltaw.errors import StateError
+from deltaw.train.isolation import Isolation
+from deltaw.train.packing import POOL, fill_rows, fullest_row
 
-# Examples are sorted by length only within a pool of this many batches: enough to leave little padding, few enough
-# that every epoch mixes the rows differently.
-POOL = 32
+__all__ = ["Batch", "BatchPlan", "TokenExample", "Window", "collate", "eval_batches", "longest_batch", "walk"]
 
 
 class TokenExample(Protocol):
@@ -44,7 +44,7 @@ class TokenExample(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Examples padded on the right.
+    """Examples padded on the right, or packed into one row.
 
     Args:
         input_ids: shape (N, T), int64.
@@ -58,6 +58,9 @@ class Batch:
         tokens: number of tokens, padding left out.
         weight: what the batch counts in a mean: its token weights, or its rows where they carry labels.
         trained: number of tokens with a weight, or of labeled rows.
+        segments: shape (N, T), int64, equal for the tokens of one example of a packed row; else None.
+        positions: shape (N, T), int64, counted from 0 in each segment; else None.
+        isolation: how the model is told of the segments.
     """
 
     input_ids: Tensor
@@ -70,6 +73,35 @@ class Batch:
     tokens: int
     weight: float
     trained: int
+    segments: Tensor | None = None
+    positions: Tensor | None = None
+    isolation: Isolation | None = None
+
+    def inputs(self) -> dict[str, Any]:
+        """What a model is called with.
+
+        Returns:
+            Keyword arguments of a transformers model.
+
+        Raises:
+            StateError: if several examples share a row and nothing says how they are kept apart.
+        """
+        found: dict[str, Any] = {"input_ids": self.input_ids}
+        if self.attention_mask is not None:
+            found["attention_mask"] = self.attention_mask
+        if self.types is not None:
+            found["token_type_ids"] = self.types
+        if self.segments is None or len(self.rows) == 1:
+            return found
+        if self.isolation is None:
+            raise StateError(
+                "a packed row does not say how its examples are kept apart",
+                where="Batch.isolation",
+                got="None",
+                expected="a way that was tried on the model",
+                hint="pack(examples, isolation=way), with way from deltaw.train.find_isolation(model, examples)",
+            )
+        return found | self.isolation.arguments(self)
 
     def to(self, device: torch.device) -> Batch:
         """Move the tensors.
@@ -92,6 +124,8 @@ class Batch:
             types=move(self.types),
             where=self.where.to(device, non_blocking=True),
             labels=move(self.labels),
+            segments=move(self.segments),
+            positions=move(self.positions),
         )
 
 
@@ -104,6 +138,7 @@ class BatchPlan:
         batch_size: most sequences in a batch; None for no limit.
         batch_tokens: most tokens in a batch, padding included; None for no limit. An example that is longer alone
             makes a batch alone.
+        packing: whether a batch is one row of ``batch_tokens`` that several examples share, without padding.
         accumulate: batches whose gradients make one step; the last step of an epoch may have fewer.
         seed: of the order.
     """
@@ -113,9 +148,10 @@ class BatchPlan:
     batch_tokens: int | None
     accumulate: int
     seed: int
+    packing: bool = False
 
     def epoch(self, epoch: int) -> list[list[int]]:
-        """Order one epoch: shuffle, sort by length within pools, cut, shuffle the batches.
+        """Order one epoch: shuffle, sort by length within pools, cut (or pack), shuffle the batches.
 
         Args:
             epoch: counted from 0.
@@ -123,6 +159,9 @@ class BatchPlan:
         Returns:
             Example indices, batch by batch; every example once.
         """
+        if self.packing:
+            assert self.batch_tokens is not None
+            return fill_rows(self.lengths, self.batch_tokens, seed=self.seed, epoch=epoch)
         shuffler = random.Random(f"deltaw batches {self.seed} {epoch}")
         order = list(range(len(self.lengths)))
         shuffler.shuffle(order)
@@ -137,6 +176,18 @@ class BatchPlan:
     def _per_batch(self) -> int:
         assert self.batch_tokens is not None
         return self.batch_tokens * max(1, len(self.lengths)) // max(1, sum(self.lengths))
+
+    def size(self, rows: Sequence[int]) -> int:
+        """Count the tokens that go through the model for a batch.
+
+        Args:
+            rows: its example indices.
+
+        Returns:
+            Tokens, padding included.
+        """
+        found = [self.lengths[row] for row in rows]
+        return sum(found) if self.packing else len(found) * max(found)
 
     def windows(self, epoch: int) -> list[list[list[int]]]:
         """Group an epoch's batches into optimizer steps.
@@ -217,8 +268,11 @@ def longest_batch(plan: BatchPlan) -> list[int]:
         plan: the batches of the run.
 
     Returns:
-        Example indices of the largest padded size possible.
+        Example indices of the largest padded size possible; of packed rows, the one that is fullest by first fit.
     """
+    if plan.packing:
+        assert plan.batch_tokens is not None
+        return fullest_row(plan.lengths, plan.batch_tokens)
     order = sorted(range(len(plan.lengths)), key=lambda index: -plan.lengths[index])
     return cut(order, plan.lengths, plan.batch_size, plan.batch_tokens)[0]
 

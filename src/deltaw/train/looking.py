@@ -65,10 +65,7 @@ class Looking:
             yield self._arguments(self._batch)
 
     def _arguments(self, batch: Batch) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "return_dict": True}
-        inputs |= {} if batch.attention_mask is None else {"attention_mask": batch.attention_mask}
-        inputs |= {} if batch.types is None else {"token_type_ids": batch.types}
-        return inputs | ({"use_cache": False} if self.task == "causal" else {})
+        return batch.inputs() | {"return_dict": True} | ({"use_cache": False} if self.task == "causal" else {})
 
     def loss(self, output: Any) -> Tensor:
         """The training loss of the batch shown last: a sum, whose direction is that of its mean.
