@@ -8,6 +8,7 @@ transformers writes it:
 - attention with a fused kernel: queries, keys, values and output, e N D (2 h + 2 k), and 4 N h for the sums; without
   one, the (length, length) matrices besides;
 - MLP: the operands of its pointwise part, e N f times 3 (gated), 4 (GPT-2's gelu, written out) or 1 (a fused one);
+- attention masks of packed rows, where there are some, once for all blocks (``Isolation.mask_bytes``);
 - dropout of the base, where it is on: a mask of N d bytes and an output of e N d at each of two places;
 - every trained linear layer: its input, once for all that share it, and for an adapted one the product e N r;
 - a variant besides: LoRA-FA no input; DoRA the output and the term, 2 e N o; VeRA, and an initialization that is
@@ -59,6 +60,7 @@ class Workload:
         fused_attention: whether attention runs in a kernel that never stores the (length, length) matrix. Eager
             attention does not, nor does a CPU where the base has attention dropout.
         loss_tokens: positions whose logits are computed; None means all of them.
+        mask_bytes: what attention masks of packed rows hold.
     """
 
     batch: int = 1
@@ -67,6 +69,7 @@ class Workload:
     checkpointing: bool = False
     fused_attention: bool = True
     loss_tokens: int | None = None
+    mask_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch", "length"):
@@ -347,7 +350,7 @@ def _activations(shape: _Shape, sites: Sites, extra: Sequence[str], load: Worklo
     # Blocks below the first trained one get no backward and keep nothing.
     first = min(blocks)
     kept = [_fixed(shape, load) + _inputs(shape, blocks.get(index, {}), load) for index in range(first, shape.layers)]
-    total = _inputs(shape, outside, load)
+    total = _inputs(shape, outside, load) + load.mask_bytes
     if load.checkpointing:
         return total + len(kept) * load.dtype.itemsize * load.tokens * shape.width + max(kept)
     return total + sum(kept)
