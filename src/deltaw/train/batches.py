@@ -292,11 +292,13 @@ def longest_batch(plan: BatchPlan) -> list[int]:
         plan: the batches of the run.
 
     Returns:
-        Example indices of the largest padded size possible; of packed rows, the one that is fullest by first fit.
+        Example indices of the largest padded size possible. Of packed rows, the fullest of the first epoch and of one
+        around the longest example: that of another epoch can be fuller only where neither reaches the capacity.
     """
     if plan.packing:
         assert plan.batch_tokens is not None
-        return fullest_row(plan.lengths, plan.batch_tokens)
+        rows = [batch for window in plan.windows(0) for batch in window]
+        return max([fullest_row(plan.lengths, plan.batch_tokens), *rows], key=plan.size)
     order = sorted(range(len(plan.lengths)), key=lambda index: -plan.lengths[index])
     return cut(order, plan.lengths, plan.batch_size, plan.batch_tokens)[0]
 

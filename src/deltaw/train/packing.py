@@ -77,14 +77,14 @@ def best_fit(order: Sequence[int], lengths: Sequence[int], tokens: int) -> list[
 
 
 def fullest_row(lengths: Sequence[int], tokens: int) -> list[int]:
-    """Find the heaviest row that the run could meet: the longest example, and what fits beside it.
+    """Fill one row as no epoch may: the longest example, and of the others the longest that still fit.
 
     Args:
         lengths: tokens of each example.
         tokens: capacity of a row.
 
     Returns:
-        Example indices. No other row has more tokens by as much as the shortest example has.
+        Example indices; no example that is left out would fit.
     """
     left, row = tokens, list[int]()
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
