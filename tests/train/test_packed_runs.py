@@ -114,10 +114,14 @@ def test_heads_that_read_one_position_of_a_row_are_refused(base: Path, files: Pa
     assert "optim.packing" not in run(from_values(values)).choices
 
 
-def test_an_initialization_looks_at_the_examples_of_packed_rows(base: Path, files: Path, tmp_path: Path) -> None:
-    values = settings(base, files, tmp_path / "out", packing=True, batch_tokens=40)
-    values["adapter"] |= {"init": "lora_ga", "init_batches": 2}
-    assert run(from_values(values)).after["loss"] > 0
+def test_an_initialization_looks_at_the_same_gradient(base: Path, files: Path, tmp_path: Path) -> None:
+    """LoRA-GA starts from the first batches; all examples in one row or in one batch are the same start."""
+    losses = []
+    for name, optim in (("packed", {"packing": True, "batch_tokens": 36 * 17}), ("padded", {"batch_size": 36})):
+        values = settings(base, files, tmp_path / name, **optim)
+        values["adapter"] |= {"init": "lora_ga", "init_batches": 1}
+        losses.append([record["loss"] for record in read_metrics(run(from_values(values)).output / "metrics.jsonl")])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def choose(tried: Packing | None, lengths: list[int], **optim: Any) -> dict[str, str]:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from deltaw.initialize import INITIALIZATIONS
 from deltaw.train.batches import Batch, BatchPlan, TokenExample, collate
+from deltaw.train.isolation import Isolation
 from deltaw.train.loss import before, label_loss
+from deltaw.train.packed import pack
 
 __all__ = ["Looking"]
 
@@ -26,12 +28,15 @@ class Looking:
         pad_id: the tokenizer's pad token.
         task: what the model is trained for.
         model: the model, for the place of its inputs.
+        isolation: how packed examples are kept apart; None where the plan packs none.
     """
 
     def __init__(
-        self, examples: Any, plan: BatchPlan, batches: int, pad_id: int, task: str, model: nn.Module
+        self, examples: Any, plan: BatchPlan, batches: int, pad_id: int, task: str, model: nn.Module,
+        isolation: Isolation | None = None,
     ) -> None:  # fmt: skip
         self.examples, self.plan, self.count, self.pad_id, self.task = examples, plan, batches, pad_id, task
+        self.isolation = isolation
         self.device = next(model.parameters()).device
         self._batch: Batch | None = None
 
@@ -61,7 +66,10 @@ class Looking:
     def _inputs(self, batches: Iterator[list[int]]) -> Iterator[dict[str, Any]]:
         for rows in batches:
             examples: list[TokenExample] = [self.examples[row] for row in rows]
-            self._batch = collate(examples, rows, self.pad_id).to(self.device)
+            if self.plan.packing:
+                self._batch = pack(examples, rows=rows, isolation=self.isolation).to(self.device)
+            else:
+                self._batch = collate(examples, rows, self.pad_id).to(self.device)
             yield self._arguments(self._batch)
 
     def _arguments(self, batch: Batch) -> dict[str, Any]:

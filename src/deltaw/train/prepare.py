@@ -16,6 +16,7 @@ from deltaw.train.callbacks import Callback
 from deltaw.train.config import TrainConfig
 from deltaw.train.defaults import Choices, Facts
 from deltaw.train.imprint import PromptForm, imprint
+from deltaw.train.isolation import Isolation
 from deltaw.train.job import Job
 from deltaw.train.looking import Looking
 from deltaw.train.loss import Losses
@@ -81,7 +82,7 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
     grown = grow(loaded.model, new, config.model.path)
     check_vocabulary(material.train, loaded.model.get_input_embeddings().num_embeddings, config.data.path)  # type: ignore[operator]
     batching = _batching(config, loaded, source.task, material)
-    wearing, facts = _wear(config, choices, loaded, material, positions, source.task, tokenizer, new, batching.plan)
+    wearing, facts = _wear(config, choices, loaded, material, positions, source.task, tokenizer, new, batching)
     imprint(
         loaded.model, NAME, labels=material.labels, form=_form(config, source), task=source.task, new_tokens=new.texts
     )
@@ -105,6 +106,10 @@ class _Batching:
     total: int
     packing: Packing | None
     choices: Choices
+
+    @property
+    def isolation(self) -> Isolation | None:
+        return self.packing.isolation if self.packing else None
 
 
 def _batching(config: TrainConfig, loaded: Loaded, task: str, material: Material) -> _Batching:
@@ -184,7 +189,7 @@ def _describe(config: TrainConfig, loaded: Loaded) -> list[str]:
 
 def _wear(
     config: TrainConfig, choices: Choices, loaded: Loaded, material: Material, positions: int | None, task: str,
-    tokenizer: Any, new: NewTokens, plan: BatchPlan,
+    tokenizer: Any, new: NewTokens, batching: _Batching,
 ) -> tuple[Wearing, Facts]:  # fmt: skip
     """Settle the rank and put the adapter on."""
     text: Any = loaded.model.config.get_text_config()  # type: ignore[operator,union-attr]
@@ -200,7 +205,8 @@ def _wear(
     rank = defaults.choose_rank(choices, config, facts) if fresh else 0
     defaults.add_fixed(choices, config, adapter=fresh, task=task)
     looking = Looking(
-        material.train, plan, config.adapter.init_batches, tokenizer.pad_token_id, task, loaded.model
+        material.train, batching.plan, config.adapter.init_batches, tokenizer.pad_token_id, task, loaded.model,
+        batching.isolation,
     )  # fmt: skip
     rows = {table_path(loaded.model): new.ids} if new.ids and fresh else None
     return wear(loaded.model, config, rank, loaded.heads, rows=rows, looking=looking), facts
@@ -218,7 +224,7 @@ def _job(
     batches = () if valid is None else eval_batches(
         [int(length) for length in valid.lengths], plan.batch_size, plan.batch_tokens, config.run.eval_limit
     )  # fmt: skip
-    isolation = batching.packing.isolation if batching.packing else None
+    isolation = batching.isolation
     return Job(
         config=config,
         model=loaded.model,
