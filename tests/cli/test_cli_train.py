@@ -239,6 +239,7 @@ CASES: dict[str, Case] = {
     "optim.warmup": (["--warmup", "2"], (), ROWS, "metrics"),
     "optim.batch_size": (["--batch-size", "3"], ("--batch-size",), ROWS, "metrics"),
     "optim.batch_tokens": (["--batch-tokens", "60"], ("--batch-size",), ROWS, "metrics"),
+    "optim.packing": (["--packing"], ("--batch-size",), ROWS, "metrics"),
     "optim.accumulate": (["--accumulate", "2"], (), ROWS, "metrics"),
     "optim.epochs": (["--epochs", "2"], ("--steps",), ROWS, "metrics"),
     "optim.steps": (["--steps", "2"], ("--steps",), ROWS, "metrics"),

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deltaw.cli import _run
-from deltaw.train import Callback, StepRecord, from_values, run
+from deltaw.train import Callback, StepRecord, from_values, pack, run
+from deltaw.train.data import Example
 from deltaw.train.loop import not_finite
 from deltaw.train.metrics import MetricsLog
 from deltaw.train.state import State, write_state
@@ -247,9 +248,24 @@ def no_optimizer_state(tmp: Path) -> None:
     run(from_values({"run": {"resume": str(out)}}))
 
 
+def unsaid(tmp: Path) -> None:
+    """Several examples in a row, and nothing that tells the model."""
+    pack([Example(ids=[1, 2], weights=[0.0, 1.0])] * 2).inputs()
+
+
+def labels_in_a_row(tmp: Path) -> None:
+    """Examples of a classifier side by side."""
+    pack([Example(ids=[1, 2], weights=[0.0, 0.0], label=1)] * 2)
+
+
 CASES: dict[str, Case] = {
     "train_no_model": line("--data", "rows.jsonl"),
     "train_no_data": line("--model", "base"),
+    "train_packing_of_labels": with_run(
+        data={"path": "{tmp}/labels.jsonl"}, optim={"packing": True, "batch_size": None}
+    ),
+    "train_packed_row_unsaid": unsaid,
+    "train_pack_labels": labels_in_a_row,
     "train_flag_unknown": line("--model", "base", "--data", "rows.jsonl", "--learning-rate", "1e-4"),
     "train_flag_choice": line("--model", "base", "--data", "rows.jsonl", "--schedule", "cosin"),
     "train_flag_range": line("--model", "base", "--data", "rows.jsonl", "--dropout", "1.5"),

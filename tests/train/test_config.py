@@ -106,6 +106,7 @@ def test_a_key_in_the_wrong_section_is_sent_to_its_own() -> None:
     [
         ({"optim": OptimConfig(epochs=1, steps=2)}, "--epochs and --steps"),
         ({"optim": OptimConfig(batch_size=1, batch_tokens=2)}, "--batch-size and --batch-tokens"),
+        ({"optim": OptimConfig(batch_size=1, packing=True)}, "--batch-size and --packing"),
         ({"adapter": AdapterConfig(method="full", rank=4)}, "--rank means nothing with --method full"),
         ({"adapter": AdapterConfig(method="full", start="a")}, "--adapter means nothing"),
         ({"adapter": AdapterConfig(start="a", alpha=2.0)}, "--alpha cannot be changed"),

@@ -15,7 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import deltaw as dw
 from deltaw.errors import ConfigError
-from deltaw.train.batches import collate
+from deltaw.train import Isolation, pack
+from deltaw.train.batches import Batch, collate
+from deltaw.train.data import Example
 from deltaw.train.loss import Losses
 from deltaw.train.memory import (
     ADAM_BYTES,
@@ -162,6 +164,33 @@ def test_the_loss_matches_its_measured_peak(kind: str) -> None:
     fresh = WIDE * DECODER["hidden_size"] * 4 if extra else 0
     ratio = (side.activations + side.logits + fresh) / peak_bytes(step)
     assert 1 / 1.1 < ratio < 1.1
+
+
+def test_masks_of_packed_rows_are_counted() -> None:
+    """Positions alone let every layer keep a mask of its own; the masks made here are kept once."""
+    torch.manual_seed(0)
+    model, config, length = build("llama"), dw.LoRAConfig(targets="all-linear", rank=8), 1024
+    plan = dw.plan(model, config)
+    dw.attach(model, config)
+    ids = torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(0)).tolist()
+    row = [Example(ids=ids[at : at + 128], weights=[1.0] * 128) for at in range(0, length, 128)]
+    planned, measured = [], []
+    for way in (Isolation(), Isolation(windows={"": 0})):
+        load = Workload(batch=1, length=length, mask_bytes=way.mask_bytes(length, 4, "sdpa"), chunked=False)
+        side = memory_plan(model, sites=kept_by(plan), trained=plan.parameters, workload=load).lora
+        planned.append(side.activations + side.logits)
+        batch = pack(row, isolation=way)
+
+        def step(batch: Batch = batch) -> None:
+            logits = model(**batch.inputs()).logits[:, :-1].float()
+            F.cross_entropy(logits.flatten(0, 1), batch.input_ids[:, 1:].flatten()).backward()
+
+        step()
+        model.zero_grad(set_to_none=False)
+        measured.append(peak_bytes(step))
+    for plan_bytes, peak in zip(planned, measured, strict=True):
+        assert 1 / FACTOR < plan_bytes / peak < FACTOR
+    assert 1 / FACTOR < (planned[0] - planned[1]) / (measured[0] - measured[1]) < FACTOR
 
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -244,6 +244,41 @@ def shifted(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torc
     return pair[0] * 1.001, pair[1]
 
 
+def packed(values: Values, output: Path, **run: Any) -> Values:
+    """The same run with several examples in a row."""
+    optim = {key: value for key, value in values["optim"].items() if key != "batch_size"}
+    return {**into(values, output, **run), "optim": {**optim, "packing": True, "batch_tokens": 60}}
+
+
+@pytest.fixture(scope="session")
+def packed_whole(values: Values, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed run that nothing disturbs; it is another run than the padded one, over several epochs."""
+    heard = Listener()
+    output = run(from_values(packed(values, tmp_path_factory.mktemp("packed") / "whole")), (heard,)).output
+    assert "in 6 rows of 60 tokens" in heard.sections["plan"] and "3 per epoch" in heard.sections["plan"]
+    return output
+
+
+@pytest.mark.parametrize("questions", [1, 4, 7, 12])
+def test_a_packed_run_goes_on_to_the_same_bytes(
+    values: Values, packed_whole: Path, questions: int, tmp_path: Path
+) -> None:
+    cut = run(from_values(packed(values, tmp_path / "cut")), (StopAfter(questions),))
+    assert cut.interrupted
+    again = run(from_values({"run": {"resume": str(cut.output)}}))
+    assert again.choices["optim.packing"] is True
+    compare(packed_whole, again.output)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("place", "count"), [("step", 5), ("batch", 1), ("replace", 4)])
+def test_kill_9_of_a_packed_run(values: Values, packed_whole: Path, place: str, count: int, tmp_path: Path) -> None:
+    cut = packed(values, tmp_path / "cut", resume="auto")
+    assert forked(cut, place, count) == -signal.SIGKILL
+    assert forked(cut) == 0
+    compare(packed_whole, Path(cut["run"]["output"]))
+
+
 @pytest.mark.parametrize(
     ("changes", "got"),
     [
@@ -252,6 +287,7 @@ def shifted(pair: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torc
         ({"adapter": {"train_rows": {"embed_tokens": [3]}}}, "--train-rows = {'embed_tokens': [3]}"),
         ({"adapter": {"new_tokens": ["<a>"]}}, "--new-tokens = ['<a>']"),
         ({"optim": {"lora_plus": 4.0}}, "--lora-plus = 4.0"),
+        ({"optim": {"packing": True}}, "--packing = True"),
     ],
 )
 def test_another_kind_is_another_run(values: Values, whole: Path, changes: Values, got: str) -> None:

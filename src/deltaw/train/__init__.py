@@ -10,16 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deltaw.train.batches import Batch
     from deltaw.train.callbacks import Callback, StepRecord, ValidRecord
     from deltaw.train.config import AdapterConfig, DataConfig, ModelConfig, OptimConfig, RunConfig, TrainConfig
     from deltaw.train.driver import run
+    from deltaw.train.isolation import Isolation, segment_mask
+    from deltaw.train.packed import pack
+    from deltaw.train.packing import fill_rows
     from deltaw.train.report import RunReport
     from deltaw.train.settings import from_values, read_toml, to_toml
     from deltaw.train.signals import StopOnSignal
+    from deltaw.train.trial import find_isolation, trial_rows
 
 __all__ = [
-    "AdapterConfig", "Callback", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig", "RunReport", "StepRecord",
-    "StopOnSignal", "TrainConfig", "ValidRecord", "from_values", "read_toml", "run", "to_toml",
+    "AdapterConfig", "Batch", "Callback", "DataConfig", "Isolation", "ModelConfig", "OptimConfig", "RunConfig",
+    "RunReport", "StepRecord", "StopOnSignal", "TrainConfig", "ValidRecord", "fill_rows", "find_isolation",
+    "from_values", "pack", "read_toml", "run", "segment_mask", "to_toml", "trial_rows",
 ]  # fmt: skip
 
 _HOMES = {
@@ -28,8 +34,13 @@ _HOMES = {
         ("AdapterConfig", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"), "config"
     ),
     **dict.fromkeys(("from_values", "read_toml", "to_toml"), "settings"),
+    **dict.fromkeys(("Isolation", "segment_mask"), "isolation"),
+    **dict.fromkeys(("find_isolation", "trial_rows"), "trial"),
+    "Batch": "batches",
     "RunReport": "report",
     "StopOnSignal": "signals",
+    "fill_rows": "packing",
+    "pack": "packed",
     "run": "driver",
 }
 

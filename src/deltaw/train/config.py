@@ -127,6 +127,9 @@ class OptimConfig:
     warmup: float = option(0.0, "warm-up: a number of steps, or a fraction of them where below 1", low=0.0)
     batch_size: int | None = option(None, "sequences per batch", low=1)
     batch_tokens: int | None = option(None, "instead: tokens per batch, padding included", low=1)
+    packing: bool | None = option(
+        None, "pack examples into rows of --batch-tokens, each kept apart exactly; off where it is not asked for"
+    )
     accumulate: int = option(1, "batches whose gradients make one step", low=1)
     epochs: float | None = option(None, "passes over the training rows", above=0.0)
     steps: int | None = option(None, "instead: number of optimizer steps", low=1)
@@ -233,6 +236,7 @@ class TrainConfig:
         adapter, optim, run = self.adapter, self.optim, self.run
         _exclusive("optim.epochs", optim.epochs, "optim.steps", optim.steps)
         _exclusive("optim.batch_size", optim.batch_size, "optim.batch_tokens", optim.batch_tokens)
+        _exclusive("optim.batch_size", optim.batch_size, "optim.packing", optim.packing or None)
         _exclusive("data.valid", self.data.valid, "data.valid_fraction", self.data.valid_fraction)
         _exclusive("run.resume", run.resume, "run.overwrite", run.overwrite or None)
         if adapter.method == "full":

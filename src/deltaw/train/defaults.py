@@ -7,13 +7,17 @@ The numbers come from public evidence on LoRA defaults: "LoRA Without Regret" (S
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltaw.reports import plural
 from deltaw.train.batches import BatchPlan
 from deltaw.train.config import TrainConfig, spec_of
 from deltaw.train.habits import INIT_HABITS, OURS, VARIANT_HABITS, Habit
+
+if TYPE_CHECKING:
+    from deltaw.train.packable import Packing
 
 __all__ = ["Choice", "Choices", "Facts", "choose_batches", "choose_length", "choose_rank", "choose_rest"]
 
@@ -208,33 +212,55 @@ def _shown(value: Any) -> Any:
     return value
 
 
-def choose_batches(choices: Choices, config: TrainConfig, lengths: list[int]) -> tuple[BatchPlan, int]:
+def choose_batches(
+    choices: Choices, config: TrainConfig, lengths: list[int], packing: Packing | None = None
+) -> tuple[BatchPlan, int]:
     """Settle the batches and the number of steps.
 
     Args:
         choices: receives the choices.
         config: the user's settings.
         lengths: tokens of each training example.
+        packing: what came of that setting; None where the task knows none.
 
     Returns:
         The batches, and the optimizer steps of the whole run.
     """
     optim = config.optim
-    size: int | None = None
-    if optim.batch_tokens is not None:
-        choices.add("optim.batch_tokens", optim.batch_tokens, None, "")
+    size, tokens, packed = None, optim.batch_tokens, packing is not None and packing.isolation is not None
+    per_step = len(lengths) * 3 / AIM_STEPS / optim.accumulate
+    chosen = 16 if per_step >= 16 else 8 if per_step >= 8 else 4
+    if packed:
+        mean = sum(lengths) / max(1, len(lengths))
+        room, reason = math.ceil(chosen * mean), f"a row of about {chosen} examples of {mean:.0f} tokens"
+        if max(lengths) > room:
+            room, reason = max(lengths), "the longest example"
+        tokens = int(choices.add("optim.batch_tokens", tokens, room, reason))
+    elif tokens is not None:
+        choices.add("optim.batch_tokens", tokens, None, "")
     else:
-        per_step = len(lengths) * 3 / AIM_STEPS / optim.accumulate
-        chosen = 16 if per_step >= 16 else 8 if per_step >= 8 else 4
         reason = "LoRA loses more than full fine-tuning on large batches"
         if chosen < 16:
             reason = f"few rows: smaller batches give more steps out of {len(lengths):,}"
         size = choices.add("optim.batch_size", optim.batch_size, chosen, reason)
     plan = BatchPlan(
-        lengths=lengths, batch_size=size, batch_tokens=optim.batch_tokens, accumulate=optim.accumulate,
-        seed=config.run.seed,
+        lengths=lengths, batch_size=size, batch_tokens=tokens, accumulate=optim.accumulate, seed=config.run.seed,
+        packing=packed,
     )  # fmt: skip
+    if packing is not None:
+        reason = _why_packed(packing, plan) if packing.asked is not False else ""
+        choices.add("optim.packing", packing.asked if packing.asked is False else None, packed, reason)
     return plan, _choose_steps(choices, config, plan)
+
+
+def _why_packed(packing: Packing, plan: BatchPlan) -> str:
+    """Why rows are packed or not, in one line."""
+    if packing.asked:
+        return f"given; {packing.reason}" if packing.isolation else f"asked for and not done: {packing.reason}"
+    return (
+        f"batches of similar length are padded by {plan.padding():.1%}; attention over a packed row reads a mask of "
+        "its length squared"
+    )
 
 
 def _choose_steps(choices: Choices, config: TrainConfig, plan: BatchPlan) -> int:

@@ -13,7 +13,9 @@ from torch.nn import Parameter
 
 from deltaw.train.batches import Batch, BatchPlan, TokenExample, collate
 from deltaw.train.config import TrainConfig
+from deltaw.train.isolation import Isolation
 from deltaw.train.loss import Losses
+from deltaw.train.packed import pack
 
 __all__ = ["Examples", "Job"]
 
@@ -56,6 +58,7 @@ class Job:
         labels: class names.
         identity: what must be equal for a resumed run to be the same run, by name.
         new_tokens: tokens that the tokenizer has beyond the base's.
+        isolation: how packed examples are kept apart; None where the plan packs none.
     """
 
     config: TrainConfig
@@ -77,16 +80,20 @@ class Job:
     labels: tuple[str, ...]
     identity: dict[str, Any]
     new_tokens: tuple[str, ...] = ()
+    isolation: Isolation | None = None
 
     def batch(self, rows: Sequence[int], examples: Examples | None = None) -> Batch:
-        """Collate examples.
+        """Collate examples, or pack them where the plan does.
 
         Args:
             rows: their indices.
-            examples: where from; the training examples by default.
+            examples: where from; the training examples by default. Others are never packed.
 
         Returns:
             The batch, on the CPU.
         """
         source = self.train if examples is None else examples
-        return collate([source[row] for row in rows], rows, self.tokenizer.pad_token_id)
+        chosen = [source[row] for row in rows]
+        if examples is None and self.plan.packing:
+            return pack(chosen, rows=rows, isolation=self.isolation)
+        return collate(chosen, rows, self.tokenizer.pad_token_id)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from deltaw.chunked import Rules, token_losses
 from deltaw.initialize import INITIALIZATIONS
 from deltaw.train.batches import Batch, BatchPlan, TokenExample, collate
+from deltaw.train.isolation import Isolation
 from deltaw.train.loss import before, label_loss
+from deltaw.train.packed import pack
 
 __all__ = ["Looking"]
 
@@ -26,15 +28,16 @@ class Looking:
         pad_id: the tokenizer's pad token.
         task: what the model is trained for.
         model: the model, for the place of its inputs.
+        isolation: how packed examples are kept apart; None where the plan packs none.
         label_smoothing: as in training.
     """
 
     def __init__(
         self, examples: Any, plan: BatchPlan, batches: int, pad_id: int, task: str, model: nn.Module,
-        label_smoothing: float = 0.0,
+        isolation: Isolation | None = None, label_smoothing: float = 0.0,
     ) -> None:  # fmt: skip
         self.examples, self.plan, self.count, self.pad_id, self.task = examples, plan, batches, pad_id, task
-        self.label_smoothing = label_smoothing
+        self.isolation, self.label_smoothing = isolation, label_smoothing
         self.device = next(model.parameters()).device
         self._batch: Batch | None = None
 
@@ -64,14 +67,14 @@ class Looking:
     def _inputs(self, batches: Iterator[list[int]]) -> Iterator[dict[str, Any]]:
         for rows in batches:
             examples: list[TokenExample] = [self.examples[row] for row in rows]
-            self._batch = collate(examples, rows, self.pad_id).to(self.device)
+            if self.plan.packing:
+                self._batch = pack(examples, rows=rows, isolation=self.isolation).to(self.device)
+            else:
+                self._batch = collate(examples, rows, self.pad_id).to(self.device)
             yield self._arguments(self._batch)
 
     def _arguments(self, batch: Batch) -> dict[str, Any]:
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "return_dict": True}
-        inputs |= {} if batch.attention_mask is None else {"attention_mask": batch.attention_mask}
-        inputs |= {} if batch.types is None else {"token_type_ids": batch.types}
-        return inputs | ({"use_cache": False} if self.task == "causal" else {})
+        return batch.inputs() | {"return_dict": True} | ({"use_cache": False} if self.task == "causal" else {})
 
     def loss(self, output: Any) -> Tensor:
         """The training loss of the batch shown last: a sum, whose direction is that of its mean.

@@ -163,11 +163,7 @@ class Losses:
         return self._forms[0].logits(head(self._hidden(body, batch)).float())
 
     def _forward(self, module: nn.Module, batch: Batch) -> Any:
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "return_dict": True}
-        if batch.attention_mask is not None:
-            inputs["attention_mask"] = batch.attention_mask
-        if batch.types is not None:
-            inputs["token_type_ids"] = batch.types
+        inputs = batch.inputs() | {"return_dict": True}
         if self.task == "causal":
             inputs["use_cache"] = False
         return module(**inputs)

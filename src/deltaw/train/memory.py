@@ -8,6 +8,7 @@ transformers writes it:
 - attention with a fused kernel: queries, keys, values and output, e N D (2 h + 2 k), and 4 N h for the sums; without
   one, the (length, length) matrices besides;
 - MLP: the operands of its pointwise part, e N f times 3 (gated), 4 (GPT-2's gelu, written out) or 1 (a fused one);
+- attention masks of packed rows, where there are some, once for all blocks (``Isolation.mask_bytes``);
 - dropout of the base, where it is on: a mask of N d bytes and an output of e N d at each of two places;
 - a linear layer trained in full, or adapted by more than a plain product (slices, most variants, starts that are taken
   off again): its input, once for all that share it, and for an adapted one the product e N r;
@@ -71,6 +72,7 @@ class Workload:
             attention does not, nor does a CPU where the base has attention dropout.
         loss_tokens: positions whose logits are computed; None means all of them.
         chunked: whether the loss takes a chunk of them at a time; else it holds all logits.
+        mask_bytes: what attention masks of packed rows hold.
     """
 
     batch: int = 1
@@ -80,6 +82,7 @@ class Workload:
     fused_attention: bool = True
     loss_tokens: int | None = None
     chunked: bool = True
+    mask_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch", "length"):
@@ -365,7 +368,7 @@ def _activations(shape: _Shape, sites: Sites, extra: Sequence[str], load: Worklo
     # Blocks below the first trained one get no backward and keep nothing.
     first = min(blocks)
     kept = [_fixed(shape, load) + _inputs(shape, blocks.get(index, {}), load) for index in range(first, shape.layers)]
-    total = _inputs(shape, outside, load)
+    total = _inputs(shape, outside, load) + load.mask_bytes
     if any(site.recalled for site in blocks[first].values()):
         total += load.dtype.itemsize * load.tokens * shape.width
     if load.checkpointing:

@@ -6,6 +6,7 @@ from deltaw.reports import plural, size
 from deltaw.train.batches import longest_batch
 from deltaw.train.job import Job
 from deltaw.train.memory import Workload, memory_plan
+from deltaw.train.packing import fill_share
 from deltaw.train.prepare import Ready
 from deltaw.train.probe import probe
 from deltaw.train.state import PREFIX
@@ -28,7 +29,7 @@ def outlook(ready: Ready, *, trial: bool = True) -> str:
     shortest = min(range(len(job.plan.lengths)), key=lambda index: job.plan.lengths[index])
     job.losses.verify(job.batch([shortest]).to(job.device))
     per_epoch = job.plan.steps(1)
-    lines = [f"{plural(job.total, 'step')}, {per_epoch:,} per epoch; {job.losses.note}", _memory(ready)]
+    lines = [f"{plural(job.total, 'step')}, {per_epoch:,} per epoch; {job.losses.note}", *_fill(job), _memory(ready)]
     if job.losses.label_smoothing:
         lines.append(f"label smoothing {job.losses.label_smoothing:g} in training; validation tells the plain loss")
     if job.save_every:
@@ -37,6 +38,20 @@ def outlook(ready: Ready, *, trial: bool = True) -> str:
     if job.config.run.probe and job.total and trial:
         lines.append(f"longest batch tried: {probe(job)}")
     return "\n".join(lines)
+
+
+def _fill(job: Job) -> list[str]:
+    """How full packed rows are, where rows are packed."""
+    plan = job.plan
+    if not plan.packing:
+        return []
+    assert plan.batch_tokens is not None
+    rows = [batch for window in plan.windows(0) for batch in window]
+    share = fill_share(rows, plan.lengths, plan.batch_tokens)
+    line = f"packed: {len(plan.lengths):,} examples in {plural(len(rows), 'row')} of {plan.batch_tokens:,} tokens, "
+    longer = sum(length > plan.batch_tokens for length in plan.lengths)
+    alone = f"; {plural(longer, 'example')} longer than a row, alone and uncut" if longer else ""
+    return [f"{line}{share:.1%} full{alone}; {job.isolation}"]
 
 
 def _memory(ready: Ready) -> str:
@@ -52,6 +67,7 @@ def _memory(ready: Ready) -> str:
         fused_attention=_fused(job),
         loss_tokens=batch.trained if job.task == "causal" else None,
         chunked=job.losses.chunked,
+        mask_bytes=_mask_bytes(job, width) if len(batch.rows) > rows else 0,
     )
     extra = {name.partition(".lora.")[0] for name, _ in job.parameters if ".module." in name}
     try:
@@ -73,4 +89,15 @@ def _memory(ready: Ready) -> str:
 
 def _fused(job: Job) -> bool:
     """Whether attention avoids the (length, length) matrix."""
-    return getattr(job.model.config, "_attn_implementation", "sdpa") != "eager"
+    return _attention(job) != "eager"
+
+
+def _attention(job: Job) -> str:
+    return str(getattr(job.model.config, "_attn_implementation", "sdpa"))
+
+
+def _mask_bytes(job: Job, length: int) -> int:
+    """What the masks of a packed row hold."""
+    assert job.isolation is not None
+    layers = int(getattr(job.model.config, "num_hidden_layers", 0))
+    return job.isolation.mask_bytes(length, layers, _attention(job))

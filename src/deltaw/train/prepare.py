@@ -11,16 +11,18 @@ import torch
 
 import deltaw.train.defaults as defaults
 from deltaw.reports import plural
-from deltaw.train.batches import eval_batches
+from deltaw.train.batches import BatchPlan, eval_batches
 from deltaw.train.callbacks import Callback
 from deltaw.train.config import TrainConfig
 from deltaw.train.defaults import Choices, Facts
 from deltaw.train.imprint import PromptForm, imprint
+from deltaw.train.isolation import Isolation
 from deltaw.train.job import Job
 from deltaw.train.looking import Looking
 from deltaw.train.loss import Losses
 from deltaw.train.material import Material, Source, check_vocabulary, fingerprint, open_rows, tokenize
 from deltaw.train.model import Loaded, base_config, load_model, load_tokenizer, pick_device, pick_dtype
+from deltaw.train.packable import Packing, check_task, settle_packing
 from deltaw.train.rng import seed_everything
 from deltaw.train.vocabulary import NewTokens, add_tokens, grow, table_path, tokens_of
 from deltaw.train.wear import NAME, Wearing, lora_config, parameters_per_rank, wear
@@ -71,6 +73,7 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
     tokenizer, padding = load_tokenizer(config.model.path)
     new = add_tokens(tokenizer, _new_tokens(config))
     source = open_rows(config)
+    check_task(config, source.task)
     positions = _positions(declared, tokenizer)
     max_length = defaults.choose_length(choices, config, positions)
     material = tokenize(config, source, tokenizer, max_length)
@@ -78,19 +81,44 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
     loaded = _load(config, source.task, tokenizer, material.labels)
     grown = grow(loaded.model, new, config.model.path)
     check_vocabulary(material.train, loaded.model.get_input_embeddings().num_embeddings, config.data.path)  # type: ignore[operator]
-    wearing, facts = _wear(config, choices, loaded, material, positions, source.task, tokenizer, new)
+    batching = _batching(config, loaded, source.task, material)
+    wearing, facts = _wear(config, choices, loaded, material, positions, source.task, tokenizer, new, batching)
     imprint(
         loaded.model, NAME, labels=material.labels, form=_form(config, source), task=source.task, new_tokens=new.texts
     )
-    job, total = _job(config, choices, loaded, source.task, material, wearing, tokenizer, facts)
+    job = _job(config, choices, loaded, source.task, material, wearing, tokenizer, facts, batching)
     job = dataclasses.replace(job, new_tokens=new.texts)
-    lines = [*loaded.notes, *grown, *material.notes, *wearing.notes]
+    notes = [*material.notes, *([batching.packing.note] if batching.packing and batching.packing.note else [])]
+    lines = [*loaded.notes, *grown, *notes, *wearing.notes]
     callback.on_section("model", "\n".join([*_describe(config, loaded), padding, wearing.summary, *lines]))
     callback.on_section("settings", "\n".join(map(str, choices.made)))
-    advice = defaults.advice(choices, facts, config, total)
+    advice = defaults.advice(choices, facts, config, batching.total)
     if advice:
         callback.on_section("advice", "\n".join(advice))
-    return Ready(job=job, choices=choices, material=material, wearing=wearing, notes=tuple(material.notes))
+    return Ready(job=job, choices=choices, material=material, wearing=wearing, notes=tuple(notes))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Batching:
+    """How the rows come in batches, settled before the adapter is put on, which may want to look at the first."""
+
+    plan: BatchPlan
+    total: int
+    packing: Packing | None
+    choices: Choices
+
+    @property
+    def isolation(self) -> Isolation | None:
+        return self.packing.isolation if self.packing else None
+
+
+def _batching(config: TrainConfig, loaded: Loaded, task: str, material: Material) -> _Batching:
+    packing = settle_packing(config, task, loaded.model, material.train)
+    choices = Choices()
+    plan, total = defaults.choose_batches(
+        choices, config, [int(length) for length in material.train.lengths], packing
+    )  # fmt: skip
+    return _Batching(plan=plan, total=total, packing=packing, choices=choices)
 
 
 def _new_tokens(config: TrainConfig) -> tuple[str, ...]:
@@ -161,7 +189,7 @@ def _describe(config: TrainConfig, loaded: Loaded) -> list[str]:
 
 def _wear(
     config: TrainConfig, choices: Choices, loaded: Loaded, material: Material, positions: int | None, task: str,
-    tokenizer: Any, new: NewTokens,
+    tokenizer: Any, new: NewTokens, batching: _Batching,
 ) -> tuple[Wearing, Facts]:  # fmt: skip
     """Settle the rank and put the adapter on."""
     text: Any = loaded.model.config.get_text_config()  # type: ignore[operator,union-attr]
@@ -176,11 +204,9 @@ def _wear(
     )
     rank = defaults.choose_rank(choices, config, facts) if fresh else 0
     defaults.add_fixed(choices, config, adapter=fresh, task=task)
-    # the batches of the run, whose choice is recorded later, where batches are spoken of
-    plan, _ = defaults.choose_batches(Choices(), config, [int(length) for length in material.train.lengths])
     looking = Looking(
-        material.train, plan, config.adapter.init_batches, tokenizer.pad_token_id, task, loaded.model,
-        config.optim.label_smoothing,
+        material.train, batching.plan, config.adapter.init_batches, tokenizer.pad_token_id, task, loaded.model,
+        batching.isolation, config.optim.label_smoothing,
     )  # fmt: skip
     rows = {table_path(loaded.model): new.ids} if new.ids and fresh else None
     return wear(loaded.model, config, rank, loaded.heads, rows=rows, looking=looking), facts
@@ -188,18 +214,18 @@ def _wear(
 
 def _job(
     config: TrainConfig, choices: Choices, loaded: Loaded, task: str, material: Material, wearing: Wearing,
-    tokenizer: Any, facts: Facts,
-) -> tuple[Job, int]:  # fmt: skip
-    """Settle batches, steps and rate."""
-    lengths = [int(length) for length in material.train.lengths]
-    plan, total = defaults.choose_batches(choices, config, lengths)
-    valid = material.valid
+    tokenizer: Any, facts: Facts, batching: _Batching,
+) -> Job:  # fmt: skip
+    """Settle the rate, and put everything together."""
+    plan, total, valid = batching.plan, batching.total, material.valid
+    choices.made += batching.choices.made
     defaults.choose_rest(choices, config, facts, total, len(valid) if valid is not None else 0)
     values = choices.values()
     batches = () if valid is None else eval_batches(
         [int(length) for length in valid.lengths], plan.batch_size, plan.batch_tokens, config.run.eval_limit
     )  # fmt: skip
-    job = Job(
+    isolation = batching.isolation
+    return Job(
         config=config,
         model=loaded.model,
         tokenizer=tokenizer,
@@ -217,9 +243,9 @@ def _job(
         save_every=int(values["run.save_every"]),
         output=Path(config.run.output).expanduser(),
         labels=material.labels,
-        identity=_identity(loaded, task, material, values),
+        identity=_identity(loaded, task, material, values) | ({"packing": str(isolation)} if isolation else {}),
+        isolation=isolation,
     )
-    return job, total
 
 
 def _identity(loaded: Loaded, task: str, material: Material, values: dict[str, Any]) -> dict[str, Any]:

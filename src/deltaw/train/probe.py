@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from deltaw.errors import ModelError
-from deltaw.train.batches import longest_batch
+from deltaw.reports import plural
+from deltaw.train.batches import Batch, longest_batch
 from deltaw.train.job import Job
 from deltaw.train.snapshot import moment, rewind
 from deltaw.train.wear import check_gradients
@@ -28,7 +29,7 @@ class Probe:
     """What the heaviest batch cost.
 
     Args:
-        rows: its sequences.
+        rows: its rows.
         width: its padded length in tokens.
         seconds: forward and backward.
         peak_bytes: highest memory use so far: of the device, or of this process on the CPU.
@@ -109,21 +110,22 @@ def probe(job: Job) -> Probe:
     except (RuntimeError, MemoryError) as error:
         if not _out_of_memory(error):
             raise
-        raise _too_big(job, rows, batch.input_ids.shape[1]) from None
+        raise _too_big(job, batch) from None
     finally:
         for _, parameter in job.parameters:
             parameter.grad = None
         rewind(job, then)
-    per_token = seconds / batch.input_ids.numel()
+    count, width = batch.input_ids.shape
+    per_token = seconds / (count * width)
     return Probe(
-        rows=len(rows), width=batch.input_ids.shape[1], seconds=seconds, peak_bytes=peak_memory(job.device),
+        rows=count, width=width, seconds=seconds, peak_bytes=peak_memory(job.device),
         estimate=per_token * (padded_tokens(job) + FORWARD_SHARE * validation_tokens(job)),
     )  # fmt: skip
 
 
-def _pass(job: Job, batch: object) -> float:
+def _pass(job: Job, batch: Batch) -> float:
     start = time.perf_counter()
-    total = job.losses(batch).total  # type: ignore[arg-type]
+    total = job.losses(batch).total
     if total.requires_grad:
         total.backward()  # type: ignore[no-untyped-call]
     total.item()
@@ -142,8 +144,7 @@ def padded_tokens(job: Job) -> float:
         The first epoch's, scaled to the steps of the run.
     """
     windows = job.plan.windows(0)
-    lengths = job.plan.lengths
-    tokens = sum(len(rows) * max(lengths[row] for row in rows) for window in windows for rows in window)
+    tokens = sum(job.plan.size(rows) for window in windows for rows in window)
     return tokens * job.total / len(windows)
 
 
@@ -169,14 +170,21 @@ def _out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _too_big(job: Job, rows: list[int], width: int) -> ModelError:
+def _too_big(job: Job, batch: Batch) -> ModelError:
+    """Word that the heaviest batch does not fit, with a setting for the same steps that takes half the memory."""
+    count, width = batch.input_ids.shape
+    what, flag, half = f"{count} sequences of up to {width} tokens", "--batch-size", count // 2
+    if job.plan.batch_tokens is not None:
+        flag, half = "--batch-tokens", job.plan.batch_tokens // 2
+    if job.plan.packing:
+        what = f"a row of {width} tokens in {plural(len(batch.rows), 'example')}"
     return ModelError(
         "the longest batch does not fit into memory",
-        where=f"{len(rows)} sequences of up to {width} tokens on {job.device}",
+        where=f"{what} on {job.device}",
         got="out of memory in the trial before step 1",
         expected="room for its activations",
         hint=(
-            f"use --batch-size {max(1, len(rows) // 2)} --accumulate {job.config.optim.accumulate * 2} for the same "
+            f"use {flag} {max(1, half)} --accumulate {job.config.optim.accumulate * 2} for the same "
             "steps with half the memory, or --gradient-checkpointing, or a smaller --max-length"
         ),
     )
