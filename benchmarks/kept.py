@@ -30,7 +30,7 @@ DRESSES: dict[str, tuple[str, dict[str, Any]]] = {
 LIMITS = {(torch.float32, 0.0): 0.5, (torch.float32, 0.1): 0.4, (torch.bfloat16, 0.0): 0.3, (torch.bfloat16, 0.1): 0.2}
 """What issue and design ask of deltaw / PEFT at its defaults."""
 KIB = 1024
-ROWS, TOKENS = 2, 128
+ROWS, TOKENS = 1, 64
 
 
 def kept(model: nn.Module, inputs: dict[str, Tensor]) -> int:
@@ -43,7 +43,8 @@ def kept(model: nn.Module, inputs: dict[str, Tensor]) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in known:
             found[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # detached, or an output that its own node keeps would never be freed
+        return tensor.detach()
 
     # the graph is alive until the count is read: no address is used twice
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

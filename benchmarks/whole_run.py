@@ -157,7 +157,7 @@ def main() -> None:
             more, made = report(task, found, loaded(task, Path(name)))
             lines, rows = lines + more, rows + made
     head = [
-        f"stories3M (3.1 million parameters), float32, one thread; medians of {options.rounds} rounds, runs taking turns.",
+        f"stories3M (3.1 million parameters), float32, one thread; medians of {options.rounds} rounds, taking turns.",
         "Made by `python benchmarks/whole_run.py`; settings in benchmarks/competitors.toml. All read the same ids and",
         "train the same tokens (checked before), and are judged on the same tokens by one function that reads every",
         "adapter with PEFT. CPU seconds: user and system, the whole process. Memory: highest resident set.",
