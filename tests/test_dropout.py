@@ -9,7 +9,7 @@ from torch import nn
 import builders
 import deltaw as dw
 from deltaw.errors import ConfigError
-from deltaw.functional import drop
+from deltaw.functional import drop, drop_mask
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 
@@ -36,6 +36,25 @@ def test_statistics() -> None:
     assert kept.mean().item() == pytest.approx(1.0, abs=0.01)
     # neither rows nor columns share a mask
     assert kept.unique(dim=0).shape[0] == 200 and kept.unique(dim=1).shape[1] == 500
+
+
+@pytest.mark.parametrize("p", [0.0005, 0.004, 0.05, 0.1, 0.5, 0.7, 0.997, 0.9995])
+def test_every_probability_is_met(p: float) -> None:
+    """Bytes alone would give multiples of 1/256; the mean over 8 million entries tells the two apart."""
+    mask, factor = drop_mask(torch.Size([4000, 2000]), p, 3, torch.float32, torch.device("cpu"))
+    dropped = 1 - mask.double()
+    spread = (p * (1 - p) / mask.numel() + (1 / 256) ** 2 / 4 / len(mask)) ** 0.5
+    assert dropped.mean().item() == pytest.approx(p, abs=4.5 * spread)
+    assert factor == pytest.approx(1 / (1 - p), rel=2e-4)
+    # neighbours do not know of each other
+    near = (dropped[:, 1:] * dropped[:, :-1]).mean().item(), (dropped[1:] * dropped[:-1]).mean().item()
+    assert near == (pytest.approx(p * p, abs=8 * spread), pytest.approx(p * p, abs=8 * spread))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (2, 3, 5), (0, 4)])
+def test_masks_of_any_shape(shape: tuple[int, ...]) -> None:
+    mask, _ = drop_mask(torch.Size(shape), 0.5, 3, torch.bfloat16, torch.device("cpu"))
+    assert mask.shape == shape and mask.dtype == torch.bfloat16 and bool(((mask == 0) | (mask == 1)).all())
 
 
 def test_the_mean_over_masks_is_the_term_without_dropout() -> None:

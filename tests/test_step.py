@@ -12,8 +12,9 @@ from torch.autograd import gradcheck
 
 import builders
 import deltaw as dw
+from deltaw import step
 from deltaw.functional import drop
-from deltaw.step import Mask, can_fuse, lora_step
+from deltaw.step import Frozen, Mask, can_fuse, lora_step
 
 G = torch.Generator().manual_seed(0)
 
@@ -35,7 +36,7 @@ MASKS = [None, Mask(0.4, 7, None)]
 def test_values_and_gradients(shape: tuple[int, ...], mask: Mask | None) -> None:
     tensors = [draw(*shape, 6), draw(*shape, 8), draw(3, 8), draw(6, 3)]
     mine, other = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
-    got, want = lora_step(*mine, 0.7, mask), composed(*other, 0.7, mask)
+    got, want = lora_step(*mine[1:], 0.7, mask, mine[0]), composed(*other, 0.7, mask)
     torch.testing.assert_close(got, want)
     dy = draw(*shape, 6)
     got.backward(dy)
@@ -53,19 +54,99 @@ def test_gradcheck(mask: Mask | None) -> None:
         draw(2, 5).requires_grad_(),
         draw(3, 2).requires_grad_(),
     ]
-    assert gradcheck(lambda *t: lora_step(*t, -1.3, mask), tensors)
+    assert gradcheck(lambda *t: lora_step(*t[1:], -1.3, mask, t[0]), tensors)
 
 
 @pytest.mark.parametrize("frozen", [(), (2,), (3,), (1,), (1, 2), (0, 1)])
 def test_only_what_is_asked_for_gets_a_gradient(frozen: tuple[int, ...]) -> None:
     tensors = [draw(4, 3), draw(4, 5), draw(2, 5), draw(3, 2)]
     mine, other = ([t.clone().requires_grad_(i not in frozen) for i, t in enumerate(tensors)] for _ in range(2))
-    lora_step(*mine, 0.7, None).sum().backward()
+    lora_step(*mine[1:], 0.7, None, mine[0]).sum().backward()
     composed(*other, 0.7, None).sum().backward()
     for i, (a, b) in enumerate(zip(mine, other, strict=True)):
         assert (a.grad is None) == (i in frozen)
         if a.grad is not None:
             torch.testing.assert_close(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("shape", [(5,), (2, 3), (2, 3, 4), ()])
+def test_the_bases_product_done_within(shape: tuple[int, ...], bias: bool, mask: Mask | None) -> None:
+    frozen = Frozen(draw(6, 8), draw(6) if bias else None)
+    tensors = [draw(*shape, 8), draw(3, 8), draw(6, 3)]
+    mine, other = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
+    got = lora_step(*mine, 0.7, mask, frozen)
+    want = composed(F.linear(other[0], *frozen), *other, 0.7, mask)
+    torch.testing.assert_close(got, want)
+    dy = draw(*shape, 6)
+    got.backward(dy)
+    want.backward(dy)
+    for a, b in zip(mine, other, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    assert not got._is_view()
+    with torch.no_grad():
+        torch.testing.assert_close(lora_step(*mine, 0.7, mask, frozen), want)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_gradcheck_with_the_bases_product(mask: Mask | None) -> None:
+    frozen = Frozen(draw(3, 5), draw(3))
+    tensors = [draw(4, 5).requires_grad_(), draw(2, 5).requires_grad_(), draw(3, 2).requires_grad_()]
+    assert gradcheck(lambda *t: lora_step(*t, -1.3, mask, frozen), tensors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layer", ["Linear", "Linear without bias", "Conv1D"])
+@pytest.mark.parametrize("rows", [7, 100])
+def test_the_bases_product_has_the_bases_bits(rows: int, layer: str, dtype: torch.dtype) -> None:
+    """As long as B is zero, and so is its gradient to the input."""
+    made = plain_layer(layer).to(dtype)
+    model = nn.Sequential(made)
+    x = draw(2, rows, 24, dtype=torch.float32).to(dtype).requires_grad_()
+    before = model(x)
+    (dx,) = torch.autograd.grad(before, x, torch.ones_like(before))
+    builders.attach(model, targets="0", rank=4)
+    after = model(x)
+    assert torch.equal(before, after)
+    (own,) = torch.autograd.grad(after, x, torch.ones_like(after))
+    assert torch.equal(dx, own)
+
+
+def plain_layer(name: str) -> nn.Module:
+    if name == "Conv1D":
+        return pytest.importorskip("transformers.pytorch_utils").Conv1D(16, 24)
+    return nn.Linear(24, 16, bias="without" not in name)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("rows", [4, 400])
+def test_the_cheaper_way_is_taken_and_gives_the_same(rows: int, turned: bool) -> None:
+    """With many rows the update is added to the weight, in the weight's own layout."""
+    frozen = Frozen(draw(8, 6).t() if turned else draw(6, 8), draw(6))
+    tensors = [draw(rows, 8), draw(3, 8), draw(6, 3)]
+    mine, other = ([t.clone().requires_grad_() for t in tensors] for _ in range(2))
+    assert step._sum_first(mine[0], frozen.weight, mine[1]) == (rows == 400)
+    assert not step._sum_first(mine[0].bfloat16(), frozen.weight, mine[1])
+    got, want = lora_step(*mine, 0.7, None, frozen), composed(F.linear(other[0], *frozen), *other, 0.7, None)
+    torch.testing.assert_close(got, want)
+    got.square().sum().backward()
+    want.square().sum().backward()
+    for a, b in zip(mine, other, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    updated = step._updated(frozen.weight, *tensors[1:], 0.7)
+    assert updated.stride() == frozen.weight.stride()
+
+
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_a_trained_base_gets_its_gradient(trained: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 6))
+    builders.attach(model, targets="0", rank=2)
+    builders.randomize(model)
+    parameter = getattr(model[0], trained).requires_grad_()
+    x = draw(5, 8, dtype=torch.float32)
+    model(x).square().sum().backward()
+    assert parameter.grad is not None and parameter.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -74,10 +155,10 @@ def test_low_precision_is_closer_than_the_composed_form(dtype: torch.dtype) -> N
     out, x, A, B = draw(64, 32), draw(64, 48), draw(8, 48), draw(32, 8)
     out, x = out.to(dtype), x.to(dtype)
     exact = composed(out.double(), x.double(), A.to(dtype).double(), B.to(dtype).double(), 0.7, None)
-    step = lora_step(out, x, A.float(), B.float(), 0.7, None)
+    fused = lora_step(x, A.float(), B.float(), 0.7, None, out)
     plain = composed(out, x, A.to(dtype), B.to(dtype), 0.7, None)
-    assert step.dtype == dtype
-    assert (step.double() - exact).abs().mean() <= 1.02 * (plain.double() - exact).abs().mean()
+    assert fused.dtype == dtype
+    assert (fused.double() - exact).abs().mean() <= 1.02 * (plain.double() - exact).abs().mean()
 
 
 def kept(act: Any) -> int:

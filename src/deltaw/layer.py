@@ -25,7 +25,7 @@ from deltaw.layers.readers import READERS, reader_of
 from deltaw.layers.readers import Reader as ReaderKind
 from deltaw.record import Record, Route
 from deltaw.sites import BaseView
-from deltaw.step import can_fuse, lora_step
+from deltaw.step import Frozen, can_fuse, lora_step
 from deltaw.tokens import TokenRows, look_up, read_out
 from deltaw.tree import CONTAINER
 from deltaw.weight import LoRAWeight, Term
@@ -45,6 +45,7 @@ __all__ = [
 
 _BASE = "_deltaw_base"
 _RAW = ".weight"
+_PLAIN = (Tensor, nn.Parameter)
 _CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
 
 
@@ -92,6 +93,29 @@ def _besides(module: nn.Module, out: Tensor, x: Tensor, tokens: TokenRows) -> Te
     return look_up(out, x, tokens, module.padding_idx, module.scale_grad_by_freq, scale)
 
 
+def _steps(kind: Kind | None, container: Any, entry: Any) -> bool:
+    """Whether an adapter's term here is one plain product after another."""
+    return kind is not None and kind.product is not None and getattr(entry, "plain", False) and not container.raw
+
+
+def _together(
+    module: nn.Module, base: Callable[..., Any], kind: Kind, worn: list[tuple[Any, Any]], x: Any
+) -> Tensor | None:
+    """The base's output with the first adapter's term in it, where one step does both products."""
+    container: Any = module._modules[CONTAINER]
+    entry, weight = worn[0]
+    if not _steps(kind, container, entry) or entry.bias is not None or entry.tokens is not None:
+        return None
+    assert kind.product is not None
+    if type(x) not in _PLAIN or (found := kind.product(module, base)) is None:
+        return None
+    frozen = Frozen(*found)
+    trained = frozen.weight.requires_grad or (frozen.bias is not None and frozen.bias.requires_grad)
+    if trained or torch.is_autocast_enabled(x.device.type) or not can_fuse(frozen.weight, x):
+        return None
+    return lora_step(x, entry.lora_A, entry.lora_B, entry.part.scaling * weight, entry.mask(), frozen)
+
+
 def _terms(module: nn.Module, kind: Kind | None, worn: list[tuple[Any, Any]], out: Tensor, x: Tensor) -> Tensor:
     """An output with everything that the active adapters have to say."""
     container: Any = module._modules[CONTAINER]
@@ -102,15 +126,9 @@ def _terms(module: nn.Module, kind: Kind | None, worn: list[tuple[Any, Any]], ou
             continue
         if entry.tokens is not None:
             out = _besides(module, out, x, entry.tokens)
-        if (
-            kind is not None
-            and kind.fused
-            and getattr(entry, "plain", False)
-            and not container.raw
-            and can_fuse(out, x)
-        ):
+        if _steps(kind, container, entry) and can_fuse(out, x):
             factor = entry.part.scaling * weight
-            out = lora_step(out, x, entry.lora_A, entry.lora_B, factor, entry.mask(), fresh)
+            out = lora_step(x, entry.lora_A, entry.lora_B, factor, entry.mask(), out, fresh)
         elif kind is not None and not container.raw and hasattr(entry, "parts"):
             term_input = entry.dropped(x)
             for pair in entry.parts():
@@ -156,6 +174,8 @@ def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, arg
     if kind is not None and kind.forward is not None:
         return kind.forward(module, _project(module, kind, worn), args, kwargs)
     x = args[0] if args else next(iter(kwargs.values()))
+    if route is None and kind is not None and (out := _together(module, base, kind, worn, x)) is not None:
+        return _terms(module, kind, worn[1:], out, x)
     out = kind.plain(module, x) if kind is not None and kind.plain is not None else None
     out = base(module, *args, **kwargs) if out is None else out
     if not isinstance(out, Tensor):

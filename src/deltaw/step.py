@@ -1,19 +1,25 @@
-"""The LoRA step: the term of a linear site as one autograd function.
+"""The LoRA step: a linear site's forward and backward as one autograd function.
 
-Forward, with x (N, I), out = x W^T + b of shape (N, O), and m a dropout mask that its seed draws again::
+Forward, with x (N, I), W (O, I) and b (O) frozen, and m a dropout mask of zeros and ones that its seed draws again::
 
     h = (m * x) A^T                     (N, R), not kept
-    y = out + s h B^T                   one matrix product with the sum and the factor in it
+    y = x W^T + b + s h B^T             the sum and the factor s are part of the second product
 
 Backward, for g = dy (N, O)::
 
     u  = s g B                          (N, R)
     dA = u^T (m * x)                    dB = s g^T h, with h computed again
-    dx = m * (u A)                      dout = g
+    dx = g W + m * (u A)                again one sum less without a mask
 
-Kept for the backward: x by reference, which siblings and the model keep anyway, and the factors. Where A is not
-trained (LoRA-FA), h is kept instead of x. Everything is computed in the activation's dtype; gradients of the factors
-come back in theirs. A second derivative is refused by name by torch.
+With many rows in fp32, x (W + s B A)^T costs less than the two products and stands for them in the forward. No
+gradient of W or b is formed. Kept for the backward: W and the factors by reference, and x where it cannot be made again
+from what the graph keeps (see ``recall``). Where A is not trained (LoRA-FA), h is kept instead of x. Everything is
+computed in the activation's dtype; gradients of the factors come back in theirs. Thin products are written so that the
+rank is the first axis of a result or the last of an operand, which costs up to ten times less than the other way round.
+A second derivative is refused by name by torch.
+
+Where the base's own product is not a plain one (a quantized layer, a trained weight, autocast), its output stands for
+x W^T + b, and autograd adds what the two products send back to x.
 
 Source:
     Hu et al. 2021, arXiv:2106.09685, eq. 3; the gradients are its derivatives.
@@ -27,9 +33,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltaw.functional import drop, drop_mask
+from deltaw.functional import drop_mask
+from deltaw.recall import input_of
 
-__all__ = ["Mask", "can_fuse", "lora_step"]
+__all__ = ["Frozen", "Mask", "can_fuse", "lora_step"]
 
 
 class Mask(NamedTuple):
@@ -46,11 +53,38 @@ class Mask(NamedTuple):
     here: Any
 
 
+class Frozen(NamedTuple):
+    """The base's product.
+
+    Args:
+        weight: shape (O, I), without gradient.
+        bias: shape (O), without gradient; None for none.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class _Call(NamedTuple):
+    """What a step is told besides tensors."""
+
+    scaling: float
+    mask: Mask | None
+    fresh: bool
+
+    def drawn(self, shape: torch.Size, like: Tensor) -> tuple[Tensor | None, float]:
+        """The mask of an input's rows, and the factor on the term with the mask's in it."""
+        if self.mask is None:
+            return None, self.scaling
+        mask, factor = drop_mask(shape, self.mask.probability, self.mask.seed, like.dtype, like.device)
+        return mask.view(-1, shape[-1]), self.scaling * factor
+
+
 def can_fuse(out: Tensor, x: Tensor) -> bool:
     """Whether the step applies: one dtype, or autocast's; neither a compiler nor a function transform at work.
 
     Args:
-        out: the base's output.
+        out: the base's output, or its weight.
         x: its input.
 
     Returns:
@@ -62,49 +96,91 @@ def can_fuse(out: Tensor, x: Tensor) -> bool:
 
 
 def lora_step(
-    out: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, mask: Mask | None, fresh: bool = False
-) -> Tensor:
-    """out + scaling * (mask * x) A^T B^T.
+    x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, mask: Mask | None, base: Tensor | Frozen,
+    fresh: bool = False,
+) -> Tensor:  # fmt: skip
+    """base + scaling * (mask * x) A^T B^T.
 
     Args:
-        out: the base's output, shape (..., O).
-        x: its input, shape (..., I).
+        x: input, shape (..., I).
         lora_A: shape (R, I).
         lora_B: shape (O, R).
         scaling: factor on the term.
         mask: dropout on the term's input, or None.
-        fresh: nobody else holds ``out``, so that the term may be added in place.
+        base: the base's output, shape (..., O), or its frozen product, which is then done here.
+        fresh: nobody else holds the output ``base``, so that the term may be added in place.
 
     Returns:
-        Tensor like ``out``; ``out`` itself where it is fresh.
+        Tensor of shape (..., O); ``base`` itself where it is fresh.
 
     Example:
-        >>> lora_step(torch.ones(1, 2), torch.ones(1, 3), torch.ones(1, 3), torch.ones(2, 1), 0.5, None).tolist()
+        >>> lora_step(torch.ones(1, 3), torch.ones(1, 3), torch.ones(2, 1), 0.5, None, torch.ones(1, 2)).tolist()
         [[2.5, 2.5]]
     """
     if torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            return lora_step(out, x, lora_A, lora_B, scaling, mask, fresh)
-    fresh = fresh and not out._is_view() and out.is_contiguous()
+            return lora_step(x, lora_A, lora_B, scaling, mask, base, fresh)
+    out, weight, bias = (None, *base) if isinstance(base, Frozen) else (base, None, None)
+    call = _Call(scaling, mask, out is None or (fresh and not out._is_view() and out.is_contiguous()))
     if not torch.is_grad_enabled():
-        dropped = x if mask is None else drop(x, mask.probability, mask.seed)
-        return _value(out, dropped, lora_A, lora_B, scaling, fresh)[0]
-    result: Tensor = _Step.apply(out, x, lora_A, lora_B, scaling, mask, fresh)  # type: ignore[no-untyped-call]
+        return _value(x, lora_A, lora_B, out, weight, bias, call)[0]
+    result: Tensor = _Step.apply(x, lora_A, lora_B, out, weight, bias, call)  # type: ignore[no-untyped-call]
     return result
 
 
 def _rows(x: Tensor, dtype: torch.dtype) -> Tensor:
     """An input as rows, in the dtype to compute in."""
-    return x.reshape(-1, x.shape[-1]).to(dtype)
+    return _cast(x if x.dim() == 2 else x.reshape(-1, x.shape[-1]), dtype)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # asking first takes a tenth of the time of a cast that does nothing, which counts where one token is generated
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def _thin(lora_B: Tensor, dtype: torch.dtype) -> Tensor:
+    """B^T, shape (R, O), laid out so that products with it are fast."""
+    return lora_B.t().to(dtype).contiguous()
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b. No view: what leaves an autograd function must not be one, or nobody could change it in place."""
+    out = F.linear(x, weight, bias)
+    return torch.ops.aten._unsafe_view.default(out, out.shape) if out._is_view() else out
+
+
+def _sum_first(x: Tensor, weight: Tensor, lora_A: Tensor) -> bool:
+    """Whether x (W + s B A)^T costs less than the term by itself, and rounds no worse: with many rows, in fp32.
+
+    Forming the update takes O I R products, the term N R (I + O); thin products run about half as fast.
+    """
+    wide, inner = weight.shape
+    exact = lora_A.dtype == x.dtype and x.dtype in (torch.float32, torch.float64)
+    return x.numel() * (inner + wide) > 2 * inner * inner * wide and exact
+
+
+def _updated(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
+    """W + s B A in the layout of W, so that without an update the product with it has the base's own bits."""
+    if weight.is_contiguous():
+        return torch.addmm(weight, lora_B, lora_A, alpha=scaling)
+    return torch.addmm(weight.t(), lora_A.t(), lora_B.t(), alpha=scaling).t()
 
 
 def _value(
-    out: Tensor, dropped: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, fresh: bool
-) -> tuple[Tensor, Tensor]:
-    """The sum, and the input in rank space."""
-    h = F.linear(_rows(dropped, out.dtype), lora_A.to(out.dtype))
-    rows, B = out.reshape(-1, out.shape[-1]), lora_B.to(out.dtype).t()
-    if fresh:
+    x: Tensor, lora_A: Tensor, lora_B: Tensor, out: Tensor | None, weight: Tensor | None, bias: Tensor | None,
+    call: _Call,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The sum, and the input in rank space unless the update was added to the weight."""
+    if out is None:
+        assert weight is not None
+        if call.mask is None and _sum_first(x, weight, lora_A):
+            return _product(x, _updated(weight, lora_A, lora_B, call.scaling), bias), None
+        out = _product(x, weight, bias)
+    mask, scaling = call.drawn(x.shape, out)
+    dropped = _rows(x, out.dtype) if mask is None else _rows(x, out.dtype) * mask
+    h = F.linear(dropped, _cast(lora_A, out.dtype))
+    rows, B = _rows(out, out.dtype), _cast(lora_B, out.dtype).t()
+    if call.fresh:
         rows.addmm_(h, B, alpha=scaling)
         return out, h
     y = torch.addmm(rows, h, B, alpha=scaling)
@@ -117,46 +193,51 @@ class _Step(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        out: Tensor,
-        x: Tensor,
-        lora_A: Tensor,
-        lora_B: Tensor,
-        scaling: float,
-        mask: Mask | None,
-        fresh: bool,
-    ) -> Tensor:
-        if fresh:
+        ctx: Any, x: Tensor, lora_A: Tensor, lora_B: Tensor, out: Tensor | None, weight: Tensor | None,
+        bias: Tensor | None, call: _Call,
+    ) -> Tensor:  # fmt: skip
+        if out is not None and call.fresh:
             ctx.mark_dirty(out)
-        dropped = x if mask is None else drop(x, mask.probability, mask.seed)
-        y, h = _value(out, dropped, lora_A, lora_B, scaling, fresh)
-        ctx.scaling, ctx.mask, ctx.x_dtype, ctx.x_shape = scaling, mask, x.dtype, x.shape
-        ctx.trains_A = ctx.needs_input_grad[2]
-        # without a gradient for A the layer's input is not needed again
-        ctx.save_for_backward(x if ctx.trains_A else h, lora_A, lora_B)
+        trains_A = ctx.needs_input_grad[1]
+        y, h = _value(x, lora_A, lora_B, out, weight, bias, call)
+        ctx.call, ctx.x_dtype, ctx.x_shape = call, x.dtype, x.shape
+        # without a gradient for A the layer's input is not needed again, once it is in rank space
+        ctx.input = input_of(x) if trains_A else None
+        if ctx.input is None and h is None:
+            h = F.linear(_rows(x, y.dtype), lora_A)
+        kept = h if ctx.input is None else x if ctx.input.plan is None else None
+        ctx.save_for_backward(kept, lora_A, lora_B, weight)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        kept, lora_A, lora_B = ctx.saved_tensors
-        shape = torch.empty(ctx.x_shape, device=dy.device, dtype=torch.bool) if ctx.mask is not None else None
-        mask, factor = (None, 1.0) if shape is None else drop_mask(shape, ctx.mask.probability, ctx.mask.seed)
-        if ctx.mask is not None and ctx.mask.here is not None:
-            ctx.mask.here.close()
-        g = dy.reshape(-1, dy.shape[-1])
-        A, B = lora_A.to(g.dtype), lora_B.to(g.dtype)
+        kept, lora_A, lora_B, weight = ctx.saved_tensors
+        wants_x, trains_A, trains_B = ctx.needs_input_grad[:3]
+        call, g = ctx.call, dy.reshape(-1, dy.shape[-1])
+        A, B = lora_A.to(g.dtype), _thin(lora_B, g.dtype)
+        mask, scaling = call.drawn(ctx.x_shape, g)
+        if call.mask is not None and call.mask.here is not None:
+            call.mask.here.close()
         rows = None
-        if ctx.trains_A:
-            rows = _rows(kept if mask is None else kept * mask * factor, g.dtype)
-        dA = dB = dx = None
-        if ctx.needs_input_grad[3]:
+        if ctx.input is not None:
+            x = _rows(ctx.input.get() if kept is None else kept, g.dtype)
+            rows = x if mask is None else x * mask
+        dx = dA = dB = None
+        if trains_B:
             h = kept if rows is None else F.linear(rows, A)
-            dB = (g.t() @ h).mul_(ctx.scaling).to(lora_B.dtype)
-        if ctx.needs_input_grad[1] or rows is not None:
-            u = (g @ B).mul_(ctx.scaling)
-            dA = None if rows is None else (u.t() @ rows).to(lora_A.dtype)
-            if ctx.needs_input_grad[1]:
-                dx = (u @ A).view(ctx.x_shape).to(ctx.x_dtype)
-                dx = dx if mask is None else dx.mul_(mask).mul_(factor)
-        return dy if ctx.needs_input_grad[0] else None, dx, dA, dB, None, None, None
+            dB = (h.t() @ g).mul_(scaling).t().to(lora_B.dtype)
+        if wants_x or trains_A:
+            u = F.linear(g, B).mul_(scaling)
+            dA = (u.t() @ rows).to(lora_A.dtype) if trains_A and rows is not None else None
+            dx = _to_input(g, u, A, weight, mask).view(ctx.x_shape).to(ctx.x_dtype) if wants_x else None
+        return dx, dA, dB, dy if ctx.needs_input_grad[3] else None, None, None, None
+
+
+def _to_input(g: Tensor, u: Tensor, lora_A: Tensor, weight: Tensor | None, mask: Tensor | None) -> Tensor:
+    """g W + mask * (u A), without the first term where the base's product is not ours."""
+    if weight is None:
+        dx = u @ lora_A
+        return dx if mask is None else dx.mul_(mask)
+    dx = g @ weight
+    return dx.addmm_(u, lora_A) if mask is None else dx.addcmul_(u @ lora_A, mask)

@@ -77,7 +77,9 @@ class Kind:
         droppable: dropout on the input makes sense.
         sliceable: output features may be adapted in parts.
         lookup: the input is token ids, and A starts at zero instead of B.
-        fused: ``down`` and ``up`` are plain products, so that the LoRA step applies.
+        product: (module, forward of its base class) -> (weight (O, I), bias) where that forward is nothing but their
+            product with an input, else None. A kind that has it has plain products for ``down`` and ``up`` too, so
+            that the LoRA step applies.
         readable: the weight has two axes, and others may read it themselves.
         spectral: initializations that start from the weight or from data apply.
         bounded: (module, rows) -> rows, a constraint the base puts on its looked-up weights, or None.
@@ -108,7 +110,7 @@ class Kind:
     droppable: bool = True
     sliceable: bool = True
     lookup: bool = False
-    fused: bool = False
+    product: Callable[[Any, Callable[..., Any]], tuple[Tensor, Tensor | None] | None] | None = None
     readable: bool = True
     spectral: bool = True
     bounded: Callable[[Any, Tensor], Tensor] | None = None

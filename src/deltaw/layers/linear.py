@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +17,21 @@ __all__ = ["CONV1D", "LINEAR"]
 
 def _down(module: nn.Module, x: Tensor, lora_A: Tensor, dtype: torch.dtype) -> Tensor:
     return linear_down(x, lora_A)
+
+
+def _product(module: nn.Module, forward: Callable[..., Any]) -> tuple[Tensor, Tensor | None] | None:
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    if forward is nn.Linear.forward and type(weight) is nn.Parameter:
+        return weight, bias
+    return None
+
+
+def _conv1d_product(module: nn.Module, forward: Callable[..., Any]) -> tuple[Tensor, Tensor | None] | None:
+    weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+    utils = sys.modules["transformers.pytorch_utils"]
+    if forward is utils.Conv1D.forward and type(weight) is nn.Parameter:
+        return weight.t(), bias
+    return None
 
 
 def _is_hf_conv1d(module: nn.Module) -> bool:
@@ -36,7 +52,7 @@ LINEAR = Kind(
     transposed=False,
     suffixes=(".lora_A.weight", ".lora_B.weight"),
     down=_down,
-    fused=True,
+    product=_product,
 )
 
 CONV1D = Kind(
@@ -46,5 +62,5 @@ CONV1D = Kind(
     transposed=True,
     suffixes=(".lora_A.weight", ".lora_B.weight"),
     down=_down,
-    fused=True,
+    product=_conv1d_product,
 )
