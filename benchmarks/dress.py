@@ -8,7 +8,7 @@ groups, gated MLP of 3072, vocabulary 32,000), RoBERTa-base; random weights.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -185,15 +185,25 @@ def put_on(dress: str, model: nn.Module, targets: list[str], rank: int, dropout:
     return model
 
 
-def wardrobe(name: str, adapted: str, dropout: float, dresses: tuple[str, ...]) -> dict[str, nn.Module]:
-    """One model in several dresses; what is frozen is shared, so that a large model is held once."""
+def wardrobe(
+    name: str, adapted: str, dropout: float, dresses: Mapping[str, tuple[str, dict[str, Any]]], dtype: Any = None
+) -> dict[str, nn.Module]:
+    """One model in several dresses; what is frozen is shared, so that a large model is made and held once.
+
+    Args:
+        name: of the model.
+        adapted: as in competitors.toml.
+        dropout: of the adapters.
+        dresses: label -> dress and its options.
+        dtype: of the base; float32 by default.
+    """
     targets, rank = targets_of(name, adapted)
-    base = build(name)
+    base = build(name).to(dtype or torch.float32)
     made = {}
-    for dress in dresses:
+    for label, (dress, options) in dresses.items():
+        # deepcopy hands on what its memo already holds
         frozen = {} if dress == "full" else {id(tensor): tensor for tensor in base.parameters()}
-        # a shallow memo: deepcopy hands the base's parameters on instead of copying them
-        made[dress] = put_on(dress, copy.deepcopy(base, dict(frozen)), targets, rank, dropout)
+        made[label] = put_on(dress, copy.deepcopy(base, dict(frozen)), targets, rank, dropout, **options)
     return made
 
 

@@ -47,7 +47,8 @@ def measure(case: Case, rounds: int) -> Times:
     rows, tokens = map(int, shape.split("x"))
     # trained in full there is no dropout, and nothing that is adapted: once a shape is enough
     full = name == "layer" or (adapted == ALL and not dropout)
-    made = wardrobe(name, adapted, dropout, ("floor", *ADAPTERS, *(["full"] if full else [])))
+    dresses = ("floor", *ADAPTERS, *(["full"] if full else []))
+    made = wardrobe(name, adapted, dropout, {dress: (dress, {}) for dress in dresses})
     inputs = batch(name, rows, tokens)
     verify(made, name, adapted, inputs)
     for model in made.values():
