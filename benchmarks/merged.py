@@ -30,11 +30,12 @@ CALLS = {"prefill of 128": 1, "one token, cached": 10}
 
 def models(layers: int) -> dict[str, nn.Module]:
     targets, rank = targets_of("llama", ADAPTED)
+    base = build("llama", layers=layers).eval()
 
     def made(dress: str) -> Any:
-        return put_on(dress, build("llama", layers=layers), targets, rank, 0.0).eval()
+        return put_on(dress, copy.deepcopy(base), targets, rank, 0.0).eval()
 
-    found = {"base": build("llama", layers=layers).eval(), "deltaw, merged": made("deltaw"), "deltaw": made("deltaw")}
+    found = {"base": base, "deltaw, merged": made("deltaw"), "deltaw": made("deltaw")}
     dw.merge(found["deltaw, merged"])
     found |= {"PEFT, merged": made("PEFT"), "PEFT, unloaded": made("PEFT").merge_and_unload(), "PEFT": made("PEFT")}
     found["PEFT, merged"].merge_adapter()  # type: ignore[operator]
