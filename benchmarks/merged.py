@@ -60,12 +60,11 @@ def measures(found: dict[str, nn.Module], work: str) -> dict[str, Callable[[], f
         with torch.inference_mode():
             if work.startswith("prefill"):
                 return cpu_seconds(lambda: model(input_ids=ids[:, :TOKENS], use_cache=True, logits_to_keep=1))
-            cache = model(input_ids=ids[:, :TOKENS], use_cache=True).past_key_values
-            calls = [(copy.deepcopy(cache)) for _ in range(CALLS[work])]
-            spent = [
-                cpu_seconds(lambda c=each: model(input_ids=ids[:, TOKENS:], past_key_values=c, use_cache=True))  # type: ignore[misc]
-                for each in calls
-            ]
+            cache = model(input_ids=ids[:, :TOKENS], use_cache=True, logits_to_keep=1).past_key_values
+            spent = []
+            for _ in range(CALLS[work]):
+                spent.append(cpu_seconds(lambda: model(ids[:, TOKENS:], past_key_values=cache, use_cache=True)))
+                cache.crop(TOKENS)
             return statistics.median(spent)
 
     return {name: functools.partial(one, model) for name, model in found.items()}
