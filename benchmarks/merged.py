@@ -64,7 +64,7 @@ def measures(found: dict[str, nn.Module], work: str) -> dict[str, Callable[[], f
             spent = []
             for _ in range(CALLS[work]):
                 spent.append(cpu_seconds(lambda: model(ids[:, TOKENS:], past_key_values=cache, use_cache=True)))
-                cache.crop(TOKENS)
+                cache.crop(-1)
             return statistics.median(spent)
 
     return {name: functools.partial(one, model) for name, model in found.items()}
