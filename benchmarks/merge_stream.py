@@ -24,11 +24,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import torch
-from attach import hardware, versions
+from harness import hardware, versions
 from safetensors import safe_open
 from safetensors.torch import save_file
 

@@ -7,23 +7,16 @@ the singular values of the dense update in float64 (Eckart and Young: no matrix 
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import os
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from attach import hardware, versions
+from harness import Row, Times, markdown, one_thread, parser, ratio, take_turns, write
 from torch import Tensor
 
 import deltaw as dw
 
-HERE = Path(__file__).parent
 PREFIX = "base_model.model."
 Factors = dict[str, tuple[Tensor, Tensor, float]]
 """Site -> A, B and the scaling."""
@@ -59,15 +52,23 @@ def dense(source: dw.Adapter, rank: int) -> Factors:
     return found
 
 
-def timed(
-    work: Callable[[], Factors],
-) -> tuple[float, float, Factors]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = work()
-    return time.perf_counter() - wall, time.process_time() - cpu, result
+def timed(methods: dict[str, Callable[[], Factors]], rounds: int) -> tuple[Times, dict[str, Factors]]:
+    """CPU seconds of every method and what it made, methods taking turns; deltaw once before, not counted."""
+    made: dict[str, Factors] = {}
+    methods["deltaw"]()
+
+    def measure(name: str) -> Callable[[], float]:
+        def run() -> float:
+            start = time.process_time()
+            made[name] = methods[name]()
+            return time.process_time() - start
+
+        return run
+
+    return take_turns({name: measure(name) for name in methods}, rounds, warm_ups=0), made
 
 
-def judged(source: dw.Adapter, rank: int, results: dict[str, Factors]) -> list[str]:
+def judged(source: dw.Adapter, rank: int, results: dict[str, Factors]) -> list[list[str]]:
     """One row for each site: the optimum and how far above it each method is."""
     rows = []
     for path in SITES:
@@ -80,57 +81,42 @@ def judged(source: dw.Adapter, rank: int, results: dict[str, Factors]) -> list[s
             A, B, scaling = result[path]
             missed = float((update - scaling * (B.double() @ A.double())).norm())
             cells.append(f"{missed / optimum - 1:+.1e}")
-        rows.append(f"| {path} | {optimum / size:.6f} | {' | '.join(cells)} |")
+        rows.append([path, f"{optimum / size:.6f}", *cells])
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=4096)
-    parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--to", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--date", default=datetime.date.today().isoformat(), help="for the name of the file")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    made = parser(__doc__, rounds=3)
+    made.add_argument("--size", type=int, default=4096)
+    made.add_argument("--rank", type=int, default=64)
+    made.add_argument("--to", type=int, default=8)
+    options = made.parse_args()
+    one_thread()
     source = adapter(options.size, options.rank)
     methods = {"deltaw": lambda: ours(source, options.to), "dense": lambda: dense(source, options.to)}
-    methods["deltaw"]()
-    walls: dict[str, list[float]] = {name: [] for name in methods}
-    cpus: dict[str, list[float]] = {name: [] for name in methods}
-    results = {}
-    for _ in range(options.rounds):
-        for name, work in methods.items():
-            wall, cpu, results[name] = timed(work)
-            walls[name].append(wall)
-            cpus[name].append(cpu)
-    rows = judged(source, options.to, results)
-    middle = {name: statistics.median(values) for name, values in cpus.items()}
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    taken, results = timed(methods, options.rounds)
+    head = ["spectrum", "optimum / norm", "deltaw above the optimum", "dense above the optimum"]
+    middle = {name: f"{statistics.median(values):.3f}" for name, values in taken.items()}
     text = [
-        f"# Resizing rank {options.rank} to {options.to} on {len(SITES)} sites of {options.size} x {options.size}",
-        "",
-        f"{options.date}. {hardware()}. {versions()}. Load average after the run: {load}.",
         f"Medians of {options.rounds} rounds, the methods taking turns, one thread; deltaw once before, not counted.",
         "Made by `python benchmarks/resize.py`. deltaw works in float64 on the factors and measures its own error; the",
-        "dense method forms scaling * B A and takes its SVD in float32.",
+        "dense method forms scaling * B A and takes its SVD in float32, as kohya's resize script does. PEFT has none.",
         "",
-        "| method | wall seconds | CPU seconds |",
-        "|---|---:|---:|",
-        *(f"| {name} | {statistics.median(walls[name]):.3f} | {middle[name]:.3f} |" for name in methods),
+        *markdown(["method", "CPU seconds"], [[name, value] for name, value in middle.items()]),
         "",
-        f"The dense method takes {middle['dense'] / middle['deltaw']:.0f} times the CPU time of deltaw.",
+        f"The dense method takes {1 / ratio(taken['deltaw'], taken['dense']).median:.0f} times the CPU time of deltaw.",
         "",
         "Distance to the full update, relative to the least possible one (Frobenius norm; dense float64 as judge):",
         "",
-        "| spectrum | optimum / norm | deltaw above the optimum | dense above the optimum |",
-        "|---|---:|---:|---:|",
-        *rows,
-        "",
+        *markdown(head, judged(source, options.to, results)),
     ]
-    print("\n".join(text))
-    if options.size == 4096:
-        (HERE / "results" / f"resize_cpu_{options.date}.md").write_text("\n".join(text), encoding="utf-8")
+    sites = f"{len(SITES)} sites of {options.size} x {options.size}"
+    row = Row(
+        work=f"resize r {options.rank} to {options.to}, {sites}", against="dense SVD (kohya's method)",
+        ours=f"{middle['deltaw']} CPU s", theirs=f"{middle['dense']} CPU s",
+        ratio=ratio(taken["deltaw"], taken["dense"]), limit=0.01,
+    )  # fmt: skip
+    write("resize", options, f"Resizing rank {options.rank} to {options.to} on {sites}", text, [row])
 
 
 if __name__ == "__main__":
