@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         trainable,
         unfreeze,
     )
+    from deltaw.bank import AdapterBank
     from deltaw.check import CheckReport, Problem, check
     from deltaw.checkpoint import LoadReport, SaveReport, load, save
     from deltaw.config import LoRAConfig
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Adapter": "adapter",
+    "AdapterBank": "bank",
     "AttachReport": "attach",
     "CheckReport": "check",
     "CombineReport": "algebra",
@@ -83,6 +85,7 @@ _HOME = {
 
 __all__ = [
     "Adapter",
+    "AdapterBank",
     "AttachReport",
     "CheckReport",
     "CombineReport",
