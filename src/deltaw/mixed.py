@@ -83,10 +83,10 @@ def mixed(
     Raises:
         StateError: if the batch has another shape than the route.
     """
-    fresh = fresh and not out._is_view() and out.is_contiguous()
     if torch.compiler.is_compiling():
         return _traced(module, kind, route if isinstance(route, Seats) else route.seats, out, args, terms)
     assert isinstance(route, Route)
+    fresh = fresh and not out._is_view() and out.is_contiguous()
     container: Any = module._modules[CONTAINER]
     axes = route.axes(args[0], out, container.path)
     present = {name: container._modules[name] for name, _ in route if name in container._modules}
@@ -192,12 +192,13 @@ def _traced(module: Any, kind: Kind | None, seats: Seats, out: Tensor, args: Any
             expected=f"{count} rows or tokens",
             hint="give route as many names as the batch has rows, or tokens, and keep the batch on the first axis.",
         )
-    names = list(container.record.adapters)
-    entries = [container._modules.get(name) for name in names]
+    if container.serves(seats):
+        return _all_places(module, seats, [], out, x)
+    entries = [None if name is None else container._modules.get(name) for name in seats.names]
     stacked = _stacks(module, kind) and (kind.lookup or out.dtype == x.dtype or torch.is_autocast_enabled(x.device.type))  # type: ignore[union-attr]
     alike = [entry if stacked and is_stackable(entry) else None for entry in entries]
     if any(entry is not None for entry in alike):
-        out = _all_places(module, seats, alike, out, x, axes)
+        out = _all_places(module, seats, alike, out, x)
     for place, entry in enumerate(entries):
         if entry is not None and alike[place] is None and not isinstance(entry, Reader):
             own = entry.module(*args) if isinstance(entry, FullCopy) else terms(module, kind, [(entry, 1.0)], out, x)
@@ -206,13 +207,10 @@ def _traced(module: Any, kind: Kind | None, seats: Seats, out: Tensor, args: Any
     return out
 
 
-def _all_places(module: Any, seats: Seats, entries: list[Any], out: Tensor, x: Tensor, axes: int) -> Tensor:
-    """The adapters of all places in one product."""
+def _all_places(module: Any, seats: Seats, entries: list[Any], out: Tensor, x: Tensor) -> Tensor:
+    """The adapters of all places in one product: the bank's where none are given."""
     container, count = module._modules[CONTAINER], seats.place.shape[0]
-    wanted = torch.is_grad_enabled() and any(e is not None and e.lora_B.requires_grad for e in entries)
-    A, B, scalings = (
-        container.stack.whole(out.dtype) if seats.banked and not wanted else stack_factors(entries, out.dtype)
-    )
+    A, B, scalings = stack_factors(entries, out.dtype) if entries else container.stack.whole(out.dtype)
     wide = out.reshape(count, -1, out.shape[-1])
     layout = seats.layout(wide, A.shape[2], A.shape[1], B.shape[2])
     place = seats.place.to(out.device)

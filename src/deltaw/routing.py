@@ -30,7 +30,9 @@ class Seats(NamedTuple):
         order: int64, rows sorted by place; those of the base stand with the first.
         ends: int32, one past each place's last row of ``order``.
         tokens: number of tokens of a row where each has its own adapter; 0 where rows have one.
-        banked: places are slots of the model's bank.
+        banked: places are slots of the model's bank, and every adapter is in it.
+        grouped: dtypes that torch's grouped product takes here.
+        names: adapters by place; None for a free one.
     """
 
     place: Tensor
@@ -38,6 +40,8 @@ class Seats(NamedTuple):
     ends: Tensor
     tokens: int
     banked: bool
+    grouped: tuple[torch.dtype, ...]
+    names: tuple[str | None, ...]
 
     def layout(self, x: Tensor, *widths: int) -> Layout:
         """How rows meet the factors of all places.
@@ -52,7 +56,7 @@ class Seats(NamedTuple):
         place, tokens = self.place.to(x.device), x.shape[1]
         if tokens >= widths[1]:
             return Each(place)
-        if x.dtype in grouped_works(x.device.type) and takes_grouped(*widths, dtype=x.dtype):
+        if x.dtype in self.grouped and takes_grouped(*widths, dtype=x.dtype):
             return Sorted(place, self.order.to(x.device), self.ends.to(x.device))
         return Masked(place)
 
@@ -178,7 +182,8 @@ class Route(tuple[tuple[str, float], ...]):
         whole = route._index.clamp_min(0)
         ends = torch.bincount(whole, minlength=len(known)).cumsum(0).to(torch.int32)
         seats = [tensor.to(device) for tensor in (route._index, whole.argsort(stable=True), ends)]
-        route.seats = Seats(*seats, tokens=table.shape[1] if table.dim() == 2 else 0, banked=banked)
+        tokens, grouped = table.shape[1] if table.dim() == 2 else 0, tuple(grouped_works(device.type))
+        route.seats = Seats(*seats, tokens=tokens, banked=banked, grouped=grouped, names=tuple(known))
         return route
 
     def groups(self, names: tuple[str, ...], device: torch.device) -> Groups:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deltaw.factors import Pair, SiteLoRA, WholeLoRA
 from deltaw.record import RECORD, Record
+from deltaw.routing import Seats
 from deltaw.sites import Part
 from deltaw.tokens import TokenRows
 from deltaw.tree import CONTAINER
@@ -183,6 +184,17 @@ class Adapters(nn.Module):
             for entry in self._modules.values()
         )
 
+    def serves(self, seats: Seats) -> bool:
+        """Whether a compiled graph takes its factors from the bank alone, so that it survives attach and detach.
+
+        Args:
+            seats: the route.
+
+        Returns:
+            True in inference, where all adapters of the model are in the bank.
+        """
+        return seats.banked and self.stack is not None and not self.training and not torch.is_grad_enabled()
+
     def worn(self) -> list[tuple[Any, Any]]:
         """Active adapters that have something to say here.
 
@@ -193,6 +205,8 @@ class Adapters(nn.Module):
         if torch.compiler.is_compiling() and not self.record.here.unseen:
             if self.record.here.seats is not None:
                 # one graph serves every routing, so every adapter is in it; what others read is never routed
+                if self.serves(self.record.here.seats):
+                    return [(self.stack, 1.0)]
                 return [] if self.raw else [(entry, 1.0) for entry in entries.values()]
             if not torch.is_grad_enabled() and not self.training and self._alike():
                 names = list(self.record.adapters)
