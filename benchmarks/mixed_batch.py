@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,8 @@ def competitors(base: Any, model: Any, peft_model: Any, batch: Batch) -> Runs:
 
     runs: Runs = {"base": lambda: batch.run(base)}
     for count in COUNTS:
-        runs[f"deltaw {count}"] = lambda names=routes(count): routed(names)  # type: ignore[misc]
-        runs[f"PEFT {count}"] = lambda names=routes(count): batch.run(peft_model, adapter_names=names)  # type: ignore[misc]
+        runs[f"deltaw {count}"] = partial(routed, routes(count))
+        runs[f"PEFT {count}"] = partial(batch.run, peft_model, adapter_names=routes(count))
     return runs
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from deltaw.errors import StateError
 from deltaw.factors import SlicedLoRA
+from deltaw.functional import compute_dtype
 from deltaw.layer import container_of
 from deltaw.layers import kind_of
 from deltaw.mixed import is_stackable
@@ -30,6 +31,7 @@ class Stack:
     Args:
         size: number of slots S.
         rank: R, the largest that fits.
+        slots: name -> slot of the adapters here; None for none yet.
     """
 
     A: Tensor | None
@@ -57,7 +59,7 @@ class Stack:
         if self.A is None:
             self.A = lora_A.detach().new_zeros(self.size, self.rank, lora_A.shape[1])
             self.B = lora_B.detach().new_zeros(self.size, self.rank, lora_B.shape[0])
-            self.scalings = torch.zeros(self.size, device=lora_A.device)
+            self.scalings = torch.zeros(self.size, device=lora_A.device, dtype=compute_dtype(lora_A.dtype))
         assert self.B is not None and self.scalings is not None
         with torch.no_grad():
             for tensor, stack, values in ((lora_A, self.A, lora_A), (lora_B, self.B, lora_B.t())):
@@ -183,7 +185,7 @@ class AdapterBank:
                 hint="use AdapterBank.of(model), or close it first.",
             )
         ranks = [entry.part.rank for name in record.adapters for _, _, entry in _sites(record, name) if _ranked(entry)]
-        self.size, self.rank = size, max(ranks, default=0) if rank is None else rank
+        self.size, self.rank = size, max(ranks, default=1) if rank is None else rank
         if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in (self.size, self.rank)):
             raise StateError(
                 "a bank has at least one slot and rank 1",
@@ -289,7 +291,8 @@ class AdapterBank:
             for name in self._names:
                 if name is not None:
                     self.release(name)
-            self._record.bank = self._record = None
+            self._record.bank = None
+            self._record = None
 
     def adopt(self, name: str) -> None:
         """Take in an adapter whose modules have just been placed; what ``attach`` calls.
@@ -326,7 +329,7 @@ class AdapterBank:
             StateError: if adapters of one module have different dtypes or devices.
         """
         for module, stack in self._stacks():
-            stack.relink(container_of(module)._modules)  # type: ignore[arg-type]
+            stack.relink(container_of(module)._modules)
 
     def _opened(self, verb: str) -> Record:
         if self._record is None:
@@ -425,9 +428,14 @@ def _foreign(stack: Stack | None, entry: Any) -> str | None:
     """Why an adapter's tensors cannot become views of a stack, or None."""
     if type(entry.lora_A.data) is not Tensor:
         return f"tensors of type {type(entry.lora_A.data).__name__}"
-    if stack is not None and stack.A is not None and (entry.lora_A.dtype, entry.lora_A.device) != (
-        stack.A.dtype,
-        stack.A.device,
+    if (
+        stack is not None
+        and stack.A is not None
+        and (entry.lora_A.dtype, entry.lora_A.device)
+        != (
+            stack.A.dtype,
+            stack.A.device,
+        )
     ):
         return f"{entry.lora_A.dtype} on {entry.lora_A.device}, in a bank of {stack.A.dtype} on {stack.A.device}"
     return None

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltaw.dropout import drop_apart
-from deltaw.errors import StateError
 from deltaw.factors import WholeLoRA
+from deltaw.functional import compute_dtype
 from deltaw.layers import Kind
-from deltaw.routing import Groups, Route, Seats
+from deltaw.routing import Groups, Route, Seats, wrong_batch
 from deltaw.stacked import add_stacked, look_up_stacked
 from deltaw.tree import CONTAINER
 from deltaw.worn import FullCopy, Reader
@@ -48,7 +48,7 @@ def stack_factors(entries: Sequence[WholeLoRA | None], dtype: torch.dtype) -> tu
         dtype: of the result.
 
     Returns:
-        A of shape (S, R, I), B of shape (S, R, O), and scalings of shape (S) in fp32.
+        A of shape (S, R, I), B of shape (S, R, O), and scalings of shape (S), at least fp32.
     """
     known = [entry for entry in entries if entry is not None]
     rank, like = max(entry.part.rank for entry in known), known[0]
@@ -59,7 +59,8 @@ def stack_factors(entries: Sequence[WholeLoRA | None], dtype: torch.dtype) -> tu
         lora_A, lora_B = zeros if entry is None else (entry.lora_A, entry.lora_B.t())
         As.append(F.pad(lora_A, (0, 0, 0, missing)) if missing else lora_A)
         Bs.append(F.pad(lora_B, (0, 0, 0, missing)) if missing else lora_B)
-    scalings = torch.tensor([0.0 if entry is None else entry.part.scaling for entry in entries])
+    factors = [0.0 if entry is None else entry.part.scaling for entry in entries]
+    scalings = torch.tensor(factors, dtype=compute_dtype(dtype))
     return torch.stack(As).to(dtype), torch.stack(Bs).to(dtype), scalings.to(like.lora_A.device)
 
 
@@ -113,9 +114,13 @@ def _stacks(module: Any, kind: Kind | None) -> bool:
 
 
 def _fits(kind: Any, out: Tensor, x: Tensor) -> bool:
-    """Whether input and output have one dtype, or autocast's; function transforms go rows by rows."""
-    plain = kind.lookup or out.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
-    return plain and torch._C._functorch.peek_interpreter_stack() is None
+    """Whether the stacked products apply; function transforms go rows by rows."""
+    return _one_dtype(kind, out, x) and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def _one_dtype(kind: Any, out: Tensor, x: Tensor) -> bool:
+    """Whether input and output have one dtype, or autocast's."""
+    return bool(kind.lookup) or out.dtype == x.dtype or torch.is_autocast_enabled(x.device.type)
 
 
 def _flat(tensor: Any, axes: int) -> Any:
@@ -144,7 +149,9 @@ def _together(
             h = layout.enter(_looked_up(module, ids, A, scalings, groups.index.clamp_min(0)))
             y = layout.leave(wide, h, B, fresh)
         else:
-            rows = _dropped(list(entries.values()), groups, _flat(x, axes)).reshape(count, -1, x.shape[-1]).to(out.dtype)
+            rows = (
+                _dropped(list(entries.values()), groups, _flat(x, axes)).reshape(count, -1, x.shape[-1]).to(out.dtype)
+            )
             y = add_stacked(wide, rows, A, B, scalings, layout, fresh)
     # where the sum was made in place, the output is returned as the tensor that it is
     return out if fresh else y.view(out.shape)
@@ -185,23 +192,18 @@ def _traced(module: Any, kind: Kind | None, seats: Seats, out: Tensor, args: Any
     container, x, count = module._modules[CONTAINER], args[0], seats.place.shape[0]
     axes = 2 if seats.tokens and x.shape[0] * seats.tokens == count else 1
     if (x.shape[0] if axes == 1 else x.shape[0] * x.shape[1]) != count:
-        raise StateError(
-            "the batch does not have one row for each entry of the route",
-            where=f"module '{container.path}'",
-            got=f"an input of shape {tuple(x.shape)}",
-            expected=f"{count} rows or tokens",
-            hint="give route as many names as the batch has rows, or tokens, and keep the batch on the first axis.",
-        )
+        raise wrong_batch(container.path, f"an input of shape {tuple(x.shape)}", f"{count} rows or tokens")
     if container.serves(seats):
         return _all_places(module, seats, [], out, x)
-    entries = [None if name is None else container._modules.get(name) for name in seats.names]
-    stacked = _stacks(module, kind) and (kind.lookup or out.dtype == x.dtype or torch.is_autocast_enabled(x.device.type))  # type: ignore[union-attr]
+    entries: list[Any] = [None if name is None else container._modules.get(name) for name in seats.names]
+    stacked = _stacks(module, kind) and _one_dtype(kind, out, x)
     alike = [entry if stacked and is_stackable(entry) else None for entry in entries]
     if any(entry is not None for entry in alike):
         out = _all_places(module, seats, alike, out, x)
     for place, entry in enumerate(entries):
         if entry is not None and alike[place] is None and not isinstance(entry, Reader):
-            own = entry.module(*args) if isinstance(entry, FullCopy) else terms(module, kind, [(entry, 1.0)], out, x)
+            run = entry.module if isinstance(entry, FullCopy) else None
+            own: Tensor = terms(module, kind, [(entry, 1.0)], out, x) if run is None else run(*args)
             mine = (seats.place.to(out.device) == place).view(out.shape[:axes])
             out = torch.where(mine.view(*mine.shape, *[1] * (out.dim() - axes)), own.to(out.dtype), out)
     return out

@@ -172,7 +172,9 @@ def seat(record: Record, names: Names) -> Route:
         if container.raw:
             raise _unroutable(f"module '{path}'", "a weight that others read", "layers that are called", hint)
         if by_token and (kind is None or not (kind.fused or kind.lookup)) and not isinstance(worn[0], Reader):
-            raise _unroutable(f"module '{path}'", type(module).__name__, tokens, "give one name for each row.")
+            raise _unroutable(
+                f"module '{path}'", type(module).__bases__[0].__name__, tokens, "give one name for each row."
+            )
     return route
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from deltaw.errors import StateError
 from deltaw.stacked import ByRow, Each, Grouped, Layout, Masked, Padded, Runs, Sorted, grouped_works, takes_grouped
 
-__all__ = ["Groups", "Names", "Route", "Seats"]
+__all__ = ["Groups", "Names", "Route", "Seats", "wrong_batch"]
 
 Names: TypeAlias = "Sequence[str | None] | Sequence[Sequence[str | None]] | Tensor"
 """A name for each row, for each token of each row, or places among known names in the same shapes; None or a negative
@@ -70,6 +70,8 @@ class Groups:
         device: where the indices are needed.
     """
 
+    _parts: tuple[Tensor, ...] | None = None
+
     def __init__(self, index: Tensor, count: int, device: torch.device) -> None:
         self.count, self.device = count, device
         rows = (index >= 0).nonzero().view(-1)
@@ -89,10 +91,9 @@ class Groups:
         Returns:
             One tensor of indices for each.
         """
-        if not hasattr(self, "_parts"):
-            self._parts = self.order.to(self.device).split(self.counts)  # type: ignore[no-untyped-call]
-        found: tuple[Tensor, ...] = self._parts
-        return found
+        if self._parts is None:
+            self._parts = torch.split(self.order.to(self.device), self.counts)
+        return self._parts
 
     def layout(self, x: Tensor, *widths: int) -> Layout:
         """The cheapest way for these rows to meet their factors.
@@ -163,27 +164,21 @@ class Route(tuple[tuple[str, float], ...]):
             StateError: if rows have different numbers of tokens, or places are none.
         """
         places = {name: place for place, name in enumerate(known) if name is not None}
-        table = names.to("cpu", torch.long) if isinstance(names, Tensor) else _table(names, places)
-        table = table.clamp_min(-1)
+        table = _placed(names, known) if isinstance(names, Tensor) else _table(names, places)
         used = sorted(set(table.flatten().tolist()) - {-1})
-        absent = [place for place in used if place >= len(known) or known[place] is None]
-        if absent or table.dim() not in (1, 2) or (isinstance(names, Tensor) and names.is_floating_point()):
-            raise StateError(
-                "these places hold no adapter" if absent else "this routes no batch",
-                where="route(model, places)",
-                got=", ".join(map(str, absent)) if absent else f"{names.dtype} of shape {tuple(table.shape)}",  # type: ignore[union-attr]
-                expected=", ".join(f"{place}: {name!r}" for name, place in places.items())
-                if absent
-                else "integers of shape (rows,) or (rows, tokens)",
-                hint="a place is a slot of the model's bank, or the position in deltaw.attached(model); -1 is the base.",
-            )
         route = super().__new__(cls, ((str(known[place]), 1.0) for place in used))
         route.shape, route._index, route._known, route._groups = tuple(table.shape), table.view(-1), places, {}
         whole = route._index.clamp_min(0)
         ends = torch.bincount(whole, minlength=len(known)).cumsum(0).to(torch.int32)
-        seats = [tensor.to(device) for tensor in (route._index, whole.argsort(stable=True), ends)]
-        tokens, grouped = table.shape[1] if table.dim() == 2 else 0, tuple(grouped_works(device.type))
-        route.seats = Seats(*seats, tokens=tokens, banked=banked, grouped=grouped, names=tuple(known))
+        route.seats = Seats(
+            place=route._index.to(device),
+            order=whole.argsort(stable=True).to(device),
+            ends=ends.to(device),
+            tokens=table.shape[1] if table.dim() == 2 else 0,
+            banked=banked,
+            grouped=tuple(grouped_works(device.type)),
+            names=tuple(known),
+        )
         return route
 
     def groups(self, names: tuple[str, ...], device: torch.device) -> Groups:
@@ -224,15 +219,54 @@ class Route(tuple[tuple[str, float], ...]):
         flat = len(self._index)
         if len(self.shape) == 2 and sizes[:1] == own[:1] == (flat,):
             return 1
-        tokens = len(self.shape) == 2
+        if len(self.shape) == 2:
+            raise wrong_batch(where, f"an input of shape {sizes}", f"{self.shape[0]} rows of {self.shape[1]} tokens")
+        first = sizes[0] if sizes else 0
+        raise wrong_batch(where, f"{first} rows", f"{self.shape[0]}, the first axis of every input")
+
+
+def wrong_batch(path: str, got: str, expected: str) -> StateError:
+    """The error of a batch that a route was not made for.
+
+    Args:
+        path: of the module that saw it.
+        got: its shape.
+        expected: the route's.
+
+    Returns:
+        The error.
+    """
+    return StateError(
+        "the batch does not have one row for each entry of the route",
+        where=f"module '{path}'",
+        got=got,
+        expected=expected,
+        hint="give route as many names as the batch has rows, or tokens, and keep the batch on the first axis.",
+    )
+
+
+def _placed(places: Tensor, known: Sequence[str | None]) -> Tensor:
+    """Places that a user gave, on the CPU; -1 for the base."""
+    table = places.to("cpu", torch.long).clamp_min(-1)
+    if places.dim() not in (1, 2) or places.is_floating_point():
         raise StateError(
-            "the batch does not have one row for each entry of the route",
-            where=f"module '{where}'",
-            got=f"an input of shape {sizes}" if tokens else f"{sizes[0] if sizes else 0} rows",
-            expected=f"{self.shape[0]} rows of {self.shape[1]} tokens" if tokens else f"{self.shape[0]}, the first axis "
-            "of every input",
-            hint="give route as many names as the batch has rows, or tokens, and keep the batch on the first axis.",
+            "this routes no batch",
+            where="route(model, places)",
+            got=f"{places.dtype} of shape {tuple(places.shape)}",
+            expected="integers of shape (rows,) or (rows, tokens)",
+            hint="one place for each row, or for each token of each row.",
         )
+    used = set(table.flatten().tolist()) - {-1}
+    absent = sorted(place for place in used if place >= len(known) or known[place] is None)
+    if absent:
+        raise StateError(
+            "these places hold no adapter",
+            where="route(model, places)",
+            got=", ".join(map(str, absent)),
+            expected=", ".join(f"{place} ({name})" for place, name in enumerate(known) if name is not None),
+            hint="a place is a slot of the model's bank, or a position in deltaw.attached(model); -1 is the base.",
+        )
+    return table
 
 
 def _table(names: Any, places: dict[str, int]) -> Tensor:

@@ -69,7 +69,7 @@ def add_stacked(
         x: its input, shape (N, T, I), dtype of ``out``.
         A_SRI: stacked down projections, dtype of ``out``.
         B_SRO: stacked up projections, transposed, dtype of ``out``.
-        s_S: scalings, fp32.
+        s_S: scalings, at least fp32.
         layout: which row belongs to which adapter.
         fresh: ``out`` belongs to nobody else and may be changed in place.
 
@@ -149,7 +149,7 @@ def grouped_works(kind: str) -> frozenset[torch.dtype]:
 
 
 def _scaled(h: Tensor, s: Tensor) -> Tensor:
-    """A factor for each matrix, multiplied in fp32 and rounded once."""
+    """A factor for each matrix, multiplied in the wider dtype and rounded once."""
     return (h * s.view(-1, *[1] * (h.dim() - 1))).to(h.dtype)
 
 
@@ -344,13 +344,18 @@ class Masked:
 
     def down(self, x: Tensor, A_SRI: Tensor, s_S: Tensor) -> Tensor:
         """(N, T, S * R), zero but for the row's own."""
-        h = F.linear(x, A_SRI.flatten(0, 1)).unflatten(-1, A_SRI.shape[:2])
-        own = (self.place.unsqueeze(-1) == torch.arange(len(s_S), device=self.place.device)) * s_S
-        return (h * own[:, None, :, None]).to(h.dtype).flatten(-2)
+        h = F.linear(x, A_SRI.flatten(0, 1)).view(*x.shape[:-1], *A_SRI.shape[:2])
+        return (h * (self._own(len(s_S)) * s_S.view(-1, 1))).to(h.dtype).flatten(-2)
 
     def leave(self, out: Tensor, h: Tensor, B_SRO: Tensor, fresh: bool) -> Tensor:
         """The sum, kept where there is an adapter."""
+        if h.shape[-1] == B_SRO.shape[1]:  # a lookup, which knows one adapter alone
+            h = (h.unsqueeze(-2) * self._own(len(B_SRO))).to(h.dtype).flatten(-2)
         return _kept(self.place, out + h @ B_SRO.flatten(0, 1), out)
+
+    def _own(self, count: int) -> Tensor:
+        """(N, 1, S, 1), True at each row's adapter."""
+        return (self.place.unsqueeze(-1) == torch.arange(count, device=self.place.device))[:, None, :, None]
 
 
 def _kept(place: Tensor, y: Tensor, out: Tensor) -> Tensor:
