@@ -115,6 +115,7 @@ def test_the_cheapest_layout_is_taken() -> None:
     assert way([0, 1, 0, 1], 1) is Padded and way([0, 1, 0, -1], 1) is Padded
     uneven = [0] * 20 + [1, 2, 3, 4]
     assert way(uneven, 1) is (Grouped if torch.float32 in grouped_works("cpu") else Padded)
+    assert way([0, 1] * 200, 1) is way(uneven, 1), "many tokens"
     assert way(uneven, 1, width=6) is Padded, "rows that are no multiples of 16 bytes"
     seats = Route(["a", None], ["a"], torch.device("cpu")).seats
     grouped = Sorted if torch.float32 in grouped_works("cpu") else Masked
