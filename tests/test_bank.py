@@ -144,6 +144,31 @@ def test_copies_and_pickles_have_slots_of_their_own() -> None:
     assert_linked(model)
 
 
+def test_a_copy_first_used_in_inference_can_be_trained() -> None:
+    model = three()
+    dw.AdapterBank(model, size=3)
+    twin = copy.deepcopy(model)
+    with torch.inference_mode():
+        routed(twin)
+        dw.detach(twin, "c")
+    with dw.route(twin.train(), ["a", "b"] * 3):
+        twin(IDS).square().sum().backward()
+    assert all(p.grad is not None for _, p in dw.trainable(twin))
+
+
+def test_sharded_parameters_are_refused() -> None:
+    model = three()
+    dw.AdapterBank(model, size=3)
+
+    class Sharded(Tensor):
+        pass
+
+    entry: Any = container_of(model.linear)._modules["a"]
+    entry.lora_A = nn.Parameter(entry.lora_A.detach().clone().as_subclass(Sharded))
+    with pytest.raises(StateError, match="replaced by another library"):
+        routed(model)
+
+
 def test_casting_moving_and_merging() -> None:
     model = three()
     bank = dw.AdapterBank(model, size=4)

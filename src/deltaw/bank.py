@@ -54,6 +54,10 @@ class Stack:
             slot: a free one.
             entry: the adapter's module here.
         """
+        with torch.inference_mode(mode=False):  # a parameter outlives the block in which its slot is made
+            self._link(name, slot, entry)
+
+    def _link(self, name: str, slot: int, entry: Any) -> None:
         self.slots[name] = slot
         lora_A, lora_B = entry.lora_A, entry.lora_B
         if self.A is None:
@@ -77,11 +81,12 @@ class Stack:
             entry: its module here.
         """
         slot = self.slots.pop(name)
-        for tensor in (entry.lora_A, entry.lora_B):
-            tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
-        if self.A is not None and self.B is not None:
-            self.A[slot].zero_()
-            self.B[slot].zero_()
+        with torch.inference_mode(mode=False):
+            for tensor in (entry.lora_A, entry.lora_B):
+                tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
+            if self.A is not None and self.B is not None:
+                self.A[slot].zero_()
+                self.B[slot].zero_()
 
     def relink(self, entries: dict[str, Any]) -> None:
         """Make parameters views again that were moved, cast, copied or replaced; what they hold counts.
@@ -90,9 +95,18 @@ class Stack:
             entries: the adapters here by name.
 
         Raises:
-            StateError: if adapters of one module have different dtypes or devices.
+            StateError: if adapters of one module have different dtypes or devices, or were sharded.
         """
         own = {name: entry for name, entry in entries.items() if name in self.slots}
+        foreign = next((n for n, entry in own.items() if type(entry.lora_A.data) is not Tensor), None)
+        if foreign is not None:
+            raise StateError(
+                "the adapters of a bank were replaced by another library",
+                where=f"adapter {foreign!r}",
+                got=f"tensors of type {type(own[foreign].lora_A.data).__name__}",
+                expected="plain tensors",
+                hint="close the bank before the model is sharded.",
+            )
         if all(self._is_linked(self.slots[name], entry) for name, entry in own.items()):
             return
         like = {(t.dtype, t.device) for entry in own.values() for t in (entry.lora_A, entry.lora_B)}

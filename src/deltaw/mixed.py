@@ -184,7 +184,8 @@ def _by_itself(
         own = entry.module(*own_args)
     else:
         own = terms(module, kind, [(entry, 1.0)], flat.index_select(0, rows), own_args[0])
-    return flat.index_copy(0, rows, own.to(out.dtype)).view(out.shape)
+    found: Tensor = flat.index_copy(0, rows, own.to(out.dtype)).view(out.shape)
+    return found
 
 
 def _traced(module: Any, kind: Kind | None, seats: Seats, out: Tensor, args: Any, terms: Terms) -> Tensor:

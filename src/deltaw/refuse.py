@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from deltaw.errors import ModelError, StateError
@@ -148,16 +149,17 @@ def seat(record: Record, names: Names) -> Route:
     Raises:
         StateError: naming the module, the name or the place that is wrong, or where there is no row at all.
     """
-    if not len(names):
+    given = {} if isinstance(names, Tensor) else dict.fromkeys(_each(names))
+    if not (names.numel() if isinstance(names, Tensor) else given):
         raise _unroutable("route(model, [])", "no row", "a name for each row of the batch", "name every row.")
-    for name in () if isinstance(names, Tensor) else dict.fromkeys(_each(names)):
+    for name in given:
         record.resolve(name)
     bank = record.bank
     if bank is not None:
         bank.refresh()
     outside = [name for name in record.adapters if bank is None or name not in bank.names]
     slots = () if bank is None else bank.names
-    device = device_of(next(iter(record.modules.values())))
+    device = next((device_of(module) for module in record.modules.values()), torch.device("cpu"))
     route = Route(names, (*slots, *outside), device, banked=bank is not None and not outside)
     by_token = len(route.shape) == 2
     for path, module in record.modules.items():
