@@ -25,6 +25,9 @@ from deltaw.worn import Beside, FullCopy, Reader, Twin
 __all__ = ["AdapterBank", "Stack"]
 
 
+_PLAIN = (nn.Parameter, Tensor)
+
+
 class Stack:
     """The slots of one module.
 
@@ -41,6 +44,8 @@ class Stack:
     def __init__(self, size: int, rank: int, slots: dict[str, int] | None = None) -> None:
         self.size, self.rank, self.slots = size, rank, dict(slots or {})
         self.A = self.B = self.scalings = None
+        self.version = 0
+        """Counts changes of the slots."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy of a model has parameters of its own; they become views of its own slots when it is first used."""
@@ -59,6 +64,7 @@ class Stack:
 
     def _link(self, name: str, slot: int, entry: Any) -> None:
         self.slots[name] = slot
+        self.version += 1
         lora_A, lora_B = entry.lora_A, entry.lora_B
         if self.A is None:
             self.A = lora_A.detach().new_zeros(self.size, self.rank, lora_A.shape[1])
@@ -81,6 +87,7 @@ class Stack:
             entry: its module here.
         """
         slot = self.slots.pop(name)
+        self.version += 1
         with torch.inference_mode(mode=False):
             for tensor in (entry.lora_A, entry.lora_B):
                 tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -98,17 +105,17 @@ class Stack:
             StateError: if adapters of one module have different dtypes or devices, or were sharded.
         """
         own = {name: entry for name, entry in entries.items() if name in self.slots}
-        foreign = next((n for n, entry in own.items() if type(entry.lora_A.data) is not Tensor), None)
+        if self._are_linked(own):
+            return
+        foreign = next((n for n, entry in own.items() if type(entry.lora_A) not in _PLAIN), None)
         if foreign is not None:
             raise StateError(
                 "the adapters of a bank were replaced by another library",
                 where=f"adapter {foreign!r}",
-                got=f"tensors of type {type(own[foreign].lora_A.data).__name__}",
+                got=f"tensors of type {type(own[foreign].lora_A).__name__}",
                 expected="plain tensors",
                 hint="close the bank before the model is sharded.",
             )
-        if all(self._is_linked(self.slots[name], entry) for name, entry in own.items()):
-            return
         like = {(t.dtype, t.device) for entry in own.values() for t in (entry.lora_A, entry.lora_B)}
         if len(like) > 1:
             raise StateError(
@@ -123,11 +130,21 @@ class Stack:
         for name, entry in own.items():
             self.link(name, self.slots[name], entry)
 
-    def _is_linked(self, slot: int, entry: Any) -> bool:
-        if self.A is None or self.B is None or self.A.device != entry.lora_A.device:
+    def _are_linked(self, entries: dict[str, Any]) -> bool:
+        """Whether every parameter is the view that it should be; asked at the start of every route."""
+        if self.A is None or self.B is None:
             return False
-        at = (self.A[slot].data_ptr(), self.B[slot].data_ptr())
-        return at == (entry.lora_A.data_ptr(), entry.lora_B.data_ptr()) and entry.lora_A.dtype == self.A.dtype
+        dtype, first_A, first_B = self.A.dtype, self.A.data_ptr(), self.B.data_ptr()
+        step_A, step_B = (stack.stride(0) * stack.element_size() for stack in (self.A, self.B))
+        for name, entry in entries.items():
+            # by the dictionaries that hold them: attribute access would be most of the time
+            lora_A, lora_B = entry._parameters.get("lora_A"), entry._parameters["lora_B"]
+            lora_A, slot = entry.lora_A if lora_A is None else lora_A, self.slots[name]
+            if type(lora_A) not in _PLAIN or lora_A.dtype != dtype:
+                return False
+            if lora_A.data_ptr() != first_A + slot * step_A or lora_B.data_ptr() != first_B + slot * step_B:
+                return False
+        return True
 
     def whole(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """All slots.
@@ -141,25 +158,22 @@ class Stack:
         assert self.A is not None and self.B is not None and self.scalings is not None
         return self.A.to(dtype), self.B.to(dtype), self.scalings
 
-    def pick(self, names: tuple[str, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor] | None:
+    def pick(self, slots: list[int], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Some slots: a view where they stand together, else a copy.
 
         Args:
-            names: the adapters, in the order of their slots.
+            slots: which, at least one.
             dtype: of the factors.
 
         Returns:
-            As ``whole``; None where one of them is not in the bank.
+            As ``whole``.
         """
-        slots = [self.slots[name] for name in names if name in self.slots]
-        if len(slots) < len(names) or self.A is None or self.B is None or self.scalings is None:
-            return None
-        stacks = (self.A, self.B, self.scalings)
-        if slots == list(range(slots[0], slots[0] + len(slots))):
-            A, B, scalings = (stack.narrow(0, slots[0], len(slots)) for stack in stacks)
+        assert self.A is not None and self.B is not None and self.scalings is not None
+        if slots[-1] - slots[0] == len(slots) - 1:  # in order, as a route has them
+            A, B, scalings = (stack.narrow(0, slots[0], len(slots)) for stack in (self.A, self.B, self.scalings))
         else:
             chosen = torch.tensor(slots, device=self.A.device)
-            A, B, scalings = (stack.index_select(0, chosen) for stack in stacks)
+            A, B, scalings = (stack.index_select(0, chosen) for stack in (self.A, self.B, self.scalings))
         return A.to(dtype), B.to(dtype), scalings
 
 
@@ -440,8 +454,8 @@ def _obstacle(module: nn.Module, entry: Any, rank: int) -> str | None:
 
 def _foreign(stack: Stack | None, entry: Any) -> str | None:
     """Why an adapter's tensors cannot become views of a stack, or None."""
-    if type(entry.lora_A.data) is not Tensor:
-        return f"tensors of type {type(entry.lora_A.data).__name__}"
+    if type(entry.lora_A) not in _PLAIN:
+        return f"tensors of type {type(entry.lora_A).__name__}"
     if (
         stack is not None
         and stack.A is not None

@@ -87,19 +87,26 @@ def mixed(
     if torch.compiler.is_compiling():
         return _traced(module, kind, route if isinstance(route, Seats) else route.seats, out, args, terms)
     assert isinstance(route, Route)
-    fresh = fresh and not out._is_view() and out.is_contiguous()
     container: Any = module._modules[CONTAINER]
-    axes = route.axes(args[0], out, container.path)
+    axes, x = route.axes(args[0], out, container.path), args[0]
+    fresh = fresh and not out._is_view() and out.is_contiguous()
+    stacks = _stacks(module, kind) and _fits(kind, out, x)
+    if stacks and container.serves(route.seats):
+        names, slots = route.slots_in(container.stack)
+        groups = route.groups(names, out.device)
+        if len(names) > 1 or not groups.full:
+            factors = container.stack.pick(slots, out.dtype)
+            return _together(module, groups, factors, out, _flat(x, axes), fresh) if names else out
     present = {name: container._modules[name] for name, _ in route if name in container._modules}
-    alike = tuple(name for name, entry in present.items() if is_stackable(entry)) if _stacks(module, kind) else ()
-    if alike and _fits(kind, out, args[0]):
-        groups = route.groups(alike, out.device)
-        if groups.full and len(alike) == 1:
-            return terms(module, kind, [(present[alike[0]], 1.0)], out, args[0])
-        own = {name: present.pop(name) for name in alike}
-        out = _together(module, groups, own, out, args[0], axes, fresh)
+    own = {name: entry for name, entry in present.items() if stacks and is_stackable(entry)}
+    if own:
+        groups, entries = route.groups(tuple(own), out.device), list(own.values())
+        if groups.full and len(own) == 1:
+            return terms(module, kind, [(entries[0], 1.0)], out, x)
+        rows = _dropped(entries, groups, _flat(x, axes))
+        out = _together(module, groups, _factors(container, own, out.dtype), out, rows, fresh)
     for name, entry in present.items():
-        if not isinstance(entry, Reader):
+        if name not in own and not isinstance(entry, Reader):
             rows = route.groups((name,), out.device).parts()[0]
             out = _by_itself(module, kind, entry, rows, out, args, axes, terms)
     return out
@@ -131,28 +138,26 @@ def _flat(tensor: Any, axes: int) -> Any:
 def _factors(container: Any, entries: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Stacked factors: the bank's own where no gradient is wanted, else a stack that gradients go through."""
     wanted = torch.is_grad_enabled() and any(entry.lora_B.requires_grad for entry in entries.values())
-    found = None if wanted or container.stack is None else container.stack.pick(tuple(entries), dtype)
-    return found or stack_factors(list(entries.values()), dtype)
+    slots = {} if wanted or container.stack is None else container.stack.slots
+    if all(name in slots for name in entries):
+        found: tuple[Tensor, Tensor, Tensor] = container.stack.pick([slots[name] for name in entries], dtype)
+        return found
+    return stack_factors(list(entries.values()), dtype)
 
 
 def _together(
-    module: Any, groups: Groups, entries: dict[str, Any], out: Tensor, x: Tensor, axes: int, fresh: bool
+    module: Any, groups: Groups, factors: tuple[Tensor, Tensor, Tensor], out: Tensor, x: Tensor, fresh: bool
 ) -> Tensor:
-    """Several adapters in one product."""
-    count = len(groups.index)
-    A, B, scalings = _factors(module._modules[CONTAINER], entries, out.dtype)
-    wide = out.reshape(count, -1, out.shape[-1])
+    """Several adapters in one product; ``x`` begins with the batch's rows, or its tokens where these are routed."""
+    A, B, scalings = factors
+    wide = out.reshape(len(groups.index), -1, out.shape[-1])
     layout = groups.layout(wide, A.shape[2], A.shape[1], B.shape[2])
     with torch.autocast(out.device.type, enabled=False):
         if isinstance(module, nn.Embedding):
-            ids = x.reshape(count, -1)
-            h = layout.enter(_looked_up(module, ids, A, scalings, groups.index.clamp_min(0)))
-            y = layout.leave(wide, h, B, fresh)
+            h = _looked_up(module, x.reshape(len(x), -1), A, scalings, groups.index.clamp_min(0))
+            y = layout.leave(wide, layout.enter(h), B, fresh)
         else:
-            rows = (
-                _dropped(list(entries.values()), groups, _flat(x, axes)).reshape(count, -1, x.shape[-1]).to(out.dtype)
-            )
-            y = add_stacked(wide, rows, A, B, scalings, layout, fresh)
+            y = add_stacked(wide, x.reshape(len(x), -1, x.shape[-1]).to(out.dtype), A, B, scalings, layout, fresh)
     # where the sum was made in place, the output is returned as the tensor that it is
     return out if fresh else y.view(out.shape)
 

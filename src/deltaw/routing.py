@@ -149,6 +149,7 @@ class Route(tuple[tuple[str, float], ...]):
     _index: Tensor
     _known: dict[str, int]
     _groups: dict[tuple[Any, ...], Groups]
+    _slots: dict[tuple[int, int], tuple[Any, tuple[str, ...], list[int]]]
 
     def __new__(cls, names: Names, known: Sequence[str | None], device: torch.device, banked: bool = False) -> Route:
         """Sort a batch by adapter.
@@ -170,6 +171,7 @@ class Route(tuple[tuple[str, float], ...]):
         used = sorted(set(table.flatten().tolist()) - {-1})
         route = super().__new__(cls, ((str(known[place]), 1.0) for place in used))
         route.shape, route._index, route._known, route._groups = tuple(table.shape), table.view(-1), places, {}
+        route._slots = {}
         whole = route._index.clamp_min(0)
         ends = torch.bincount(whole, minlength=len(known)).cumsum(0).to(torch.int32)
         route.seats = Seats(
@@ -200,6 +202,22 @@ class Route(tuple[tuple[str, float], ...]):
                 table[self._known[name]] = group
             self._groups[key] = Groups(table[self._index], len(names), device)
         return self._groups[key]
+
+    def slots_in(self, stack: Any) -> tuple[tuple[str, ...], list[int]]:
+        """The route's adapters among those of a module in the bank, looked up the first time.
+
+        Args:
+            stack: the module's slots.
+
+        Returns:
+            Their names and slots.
+        """
+        key = (id(stack), stack.version)
+        if key not in self._slots:
+            names = tuple(name for name, _ in self if name in stack.slots)
+            # held beside what was found, so that no other object takes its identity meanwhile
+            self._slots[key] = (stack, names, [stack.slots[name] for name in names])
+        return self._slots[key][1:]
 
     def axes(self, x: Any, out: Tensor, where: str) -> int:
         """How many first axes of a module's input the route speaks of.
