@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         trainable,
         unfreeze,
     )
+    from deltaw.bank import AdapterBank
     from deltaw.check import CheckReport, Problem, check
     from deltaw.checkpoint import LoadReport, SaveReport, load, save
     from deltaw.config import LoRAConfig
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Adapter": "adapter",
+    "AdapterBank": "bank",
     "AttachReport": "attach",
     "CheckReport": "check",
     "CombineReport": "algebra",
@@ -85,6 +87,7 @@ _HOME = {
 
 __all__ = [
     "Adapter",
+    "AdapterBank",
     "AttachReport",
     "CheckReport",
     "CombineReport",

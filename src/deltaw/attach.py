@@ -5,7 +5,7 @@ Merging is in ``merge``. No verb here writes to a base weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +19,10 @@ from deltaw.gather import gather
 from deltaw.layer import container_of, is_lora, refuse_shadowed, take_off
 from deltaw.place import place, touched
 from deltaw.pretrained import stand_down, stand_in
-from deltaw.record import RECORD, Record, Route, Worn, find_record, record_of
-from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order, refuse_route, refuse_two_ways
+from deltaw.record import RECORD, Record, Worn, find_record, record_of
+from deltaw.refuse import refuse_foreign, refuse_meta, refuse_name, refuse_order, refuse_two_ways, seat
 from deltaw.reports import count, plural
+from deltaw.routing import Names
 from deltaw.sites import Plan, Site
 from deltaw.targets import plan
 from deltaw.tree import require_model
@@ -199,6 +200,8 @@ def attach_plan(
         stand_in(root)
     try:
         place(made, name, record, data or {})
+        if record.bank is not None:
+            record.bank.adopt(name)
     except BaseException:
         _remove(root, record, [name])
         raise
@@ -259,6 +262,8 @@ def detach(model: nn.Module, name: str | None = None) -> DetachReport:
 def _remove(root: nn.Module, record: Record, names: list[str]) -> int:
     """Take adapters off every module; returns how many modules got their class back."""
     restored = 0
+    for gone in names if record.bank is not None else ():
+        record.bank.release(gone)  # type: ignore[union-attr]
     for path, module in list(record.modules.items()):
         container = container_of(module)
         for gone in names:
@@ -271,6 +276,8 @@ def _remove(root: nn.Module, record: Record, names: list[str]) -> int:
         record.adapters.pop(gone, None)
     record.mix = tuple(pair for pair in record.mix if pair[0] in record.adapters)
     if not record.adapters:
+        if record.bank is not None:
+            record.bank.close()
         root.__dict__.pop(RECORD)
         record.hook.remove()
         stand_down(root)
@@ -321,28 +328,29 @@ def disabled(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def route(model: nn.Module, names: Sequence[str | None]) -> Iterator[None]:
-    """Use one adapter for each row of a batch inside a ``with`` block; other threads keep theirs.
+def route(model: nn.Module, names: Names) -> Iterator[None]:
+    """Use one adapter for each row of a batch, or for each token, inside a ``with`` block; other threads keep theirs.
 
-    The batch is the first axis of every adapted layer's input. Rows named None get the base alone. Adapters may differ
-    in rank, targets and variant, and may be trained so.
+    The batch is the first axis of every adapted layer's input, tokens the second. What is named None gets the base
+    alone, bit for bit. Adapters may differ in rank, targets and variant, and may be trained so. Plain updates are
+    stacked and applied in one product, whatever their number, out of the model's ``AdapterBank`` where it has one;
+    other variants and layers are run rows by rows. A compiled model has one graph for all routings of a batch's shape.
 
     Args:
         model: an attached model.
-        names: the adapter of each row.
+        names: the adapter of each row, or a list of these for the tokens of each row; or integers of shape (rows) or
+            (rows, tokens): slots of the bank, without one positions in ``attached(model)``, -1 for the base.
 
     Yields:
         Nothing.
 
     Raises:
-        StateError: if a name is unknown, the model is merged, or an adapter is worn by a layer that cannot be routed.
+        StateError: if a name or place is unknown, rows have different numbers of tokens, the model is merged, or an
+            adapter is worn by a layer that cannot be routed.
     """
     record = record_of(model, "route a batch")
     record.require_unmerged("route a batch")
-    for name in dict.fromkeys(names):
-        record.resolve(name)
-    refuse_route(record, names)
-    with record.override(Route(names)):
+    with record.override(seat(record, names)):
         yield
 
 

@@ -15,7 +15,7 @@ from deltaw.initialize import seed_for
 from deltaw.step import Mask
 from deltaw.tokens import TokenRows
 
-__all__ = ["Dropping"]
+__all__ = ["Dropping", "drop_apart"]
 
 
 class _Open:
@@ -49,6 +49,45 @@ class _Drop(torch.autograd.Function):
             ctx.here.close()
         wanted = ctx.needs_input_grad[0]
         return drop(grad, ctx.probability, ctx.seed) if wanted else None, None, None, None, None
+
+
+class _DropApart(torch.autograd.Function):
+    """The same for a batch of several adapters, each with the mask that it would draw for its own rows alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor | None, drawn: list[tuple[Mask, Tensor]]) -> Tensor:
+        ctx.drawn = drawn
+        return _apart(x, drawn)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+        for mask, _ in ctx.drawn:
+            if mask.here is not None:
+                mask.here.close()
+        return _apart(grad, ctx.drawn) if ctx.needs_input_grad[0] else None, None, None
+
+
+def _apart(x: Tensor, drawn: list[tuple[Mask, Tensor]]) -> Tensor:
+    out = x.clone()
+    for mask, rows in drawn:
+        out.index_copy_(0, rows, drop(x.index_select(0, rows), mask.probability, mask.seed))
+    return out
+
+
+def drop_apart(x: Tensor, anchor: Tensor | None, drawn: list[tuple[Mask, Tensor]]) -> Tensor:
+    """Dropout of several adapters on their own rows of one batch; masks are drawn again in the backward.
+
+    Args:
+        x: the layer's input, rows first.
+        anchor: a parameter that is trained, so that the backward comes by even where ``x`` needs no gradient.
+        drawn: each adapter's mask and rows.
+
+    Returns:
+        Tensor like ``x``; rows of no adapter as they are.
+    """
+    out: Tensor = _DropApart.apply(x, anchor, drawn)  # type: ignore[no-untyped-call]
+    return out
 
 
 class Dropping(nn.Module):

@@ -23,7 +23,8 @@ from deltaw.layers import KINDS, Kind, kind_of
 from deltaw.layers.bias import add_bias
 from deltaw.layers.readers import READERS, reader_of
 from deltaw.layers.readers import Reader as ReaderKind
-from deltaw.record import Record, Route
+from deltaw.mixed import mixed
+from deltaw.record import Record
 from deltaw.sites import BaseView
 from deltaw.step import Frozen, can_fuse, lora_step
 from deltaw.tokens import TokenRows, look_up, read_out
@@ -138,30 +139,6 @@ def _terms(module: nn.Module, kind: Kind | None, worn: list[tuple[Any, Any]], ou
     return kind.bounded(module, out) if kind is not None and kind.bounded is not None else out
 
 
-def _routed(module: nn.Module, kind: Kind | None, route: Route, out: Tensor, x: Tensor, args: Any) -> Tensor:
-    """An output whose rows belong to different adapters; rows of the base alone stay as they are."""
-    container: Any = module._modules[CONTAINER]
-    if x.shape[0] != route.length or out.shape[0] != route.length:
-        raise StateError(
-            "the batch does not have one row for each entry of the route",
-            where=f"module '{container.path}'",
-            got=f"{x.shape[0]} rows",
-            expected=f"{route.length}, the first axis of every input",
-            hint="give route as many names as the batch has rows, and keep the batch on the first axis.",
-        )
-    for name, _ in route:
-        entry = container._modules.get(name)
-        if entry is None or isinstance(entry, Reader):
-            continue
-        rows = route.rows_of(name, out.device)
-        if isinstance(entry, FullCopy):
-            own = entry.module(*(a.index_select(0, rows) if isinstance(a, Tensor) else a for a in args))
-        else:
-            own = _terms(module, kind, [(entry, 1.0)], out.index_select(0, rows), x.index_select(0, rows))
-        out = out.index_copy(0, rows, own.to(out.dtype))
-    return out
-
-
 def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, args: Any, kwargs: Any) -> Any:
     """The forward of every LoRA layer."""
     container: Any = module._modules[CONTAINER]
@@ -172,6 +149,8 @@ def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, arg
     if isinstance(worn[0][0], FullCopy) and route is None:
         return worn[0][0].module(*args, **kwargs)
     if kind is not None and kind.forward is not None:
+        if route is not None:  # in a compiled graph; no adapter that is routed is here
+            return base(module, *args, **kwargs)
         return kind.forward(module, _project(module, kind, worn), args, kwargs)
     x = args[0] if args else next(iter(kwargs.values()))
     if route is None and kind is not None and (out := _together(module, base, kind, worn, x)) is not None:
@@ -189,7 +168,8 @@ def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, arg
             hint="exclude this module.",
         )
     if route is not None:
-        return _routed(module, kind, route, out, x, args or tuple(kwargs.values()))
+        fresh = getattr(type(module), _BASE).forward is nn.Linear.forward
+        return mixed(module, kind, route, out, args or tuple(kwargs.values()), _terms, fresh)
     return _terms(module, kind, worn, out, x)
 
 

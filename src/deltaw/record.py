@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from deltaw.config import LoRAConfig
 from deltaw.errors import StateError, nearest
+from deltaw.routing import Route, Seats
 from deltaw.tree import base_modules, require_model
 
 if TYPE_CHECKING:
+    from deltaw.bank import AdapterBank
     from deltaw.keep import Kept
 
-__all__ = ["RECORD", "Mix", "Record", "Route", "Worn", "find_record", "record_of"]
+__all__ = ["RECORD", "Mix", "Record", "Worn", "find_record", "record_of"]
 
 Mix: TypeAlias = tuple[tuple[str, float], ...]
 """Active adapters and their weights; empty means the base alone."""
@@ -34,43 +36,6 @@ RECORD = "_deltaw_record"
 # keyed by id(record): a copied model has a record of its own and is not touched by an override of the original
 _OVERRIDES: ContextVar[Mapping[int, _Override]] = ContextVar("deltaw_overrides", default=MappingProxyType({}))
 _COUNTING = threading.Lock()
-
-
-class Route(tuple[tuple[str, float], ...]):
-    """Which adapter each row of a batch belongs to; as a mix, the adapters that take part."""
-
-    length: int
-    _rows: dict[str, Tensor]
-
-    def __new__(cls, names: Sequence[str | None]) -> Route:
-        """Group the rows by adapter.
-
-        Args:
-            names: a name for each row, None for the base alone.
-
-        Returns:
-            The route.
-        """
-        present = dict.fromkeys(name for name in names if name is not None)
-        route = super().__new__(cls, ((name, 1.0) for name in present))
-        route.length = len(names)
-        route._rows = {name: torch.tensor([i for i, n in enumerate(names) if n == name]) for name in present}
-        return route
-
-    def rows_of(self, name: str, device: torch.device) -> Tensor:
-        """Rows of one adapter.
-
-        Args:
-            name: the adapter.
-            device: where they are needed.
-
-        Returns:
-            int64 indices.
-        """
-        rows = self._rows[name]
-        if rows.device != device:
-            self._rows[name] = rows = rows.to(device)
-        return rows
 
 
 Traced: TypeAlias = tuple[tuple[str, "float | Tensor"], ...]
@@ -84,9 +49,10 @@ class _Here(threading.local):
         # runs once in every thread; an attribute of the class would not be guarded by compiled graphs
         self.traced: Traced | None = None
         self.slots: Slots | None = None
+        self.seats: Seats | None = None
         self.unseen = 0
-        """Open blocks that graphs cannot read: routes, and those of tasks, which take turns in one thread. While there
-        are any, layers read the context variable, which ends a graph there and is right."""
+        """Open blocks of tasks, which take turns in one thread, so that graphs cannot read them. While there are any,
+        layers read the context variable, which ends a graph there and is right."""
 
     def __reduce__(self) -> tuple[type[_Here], tuple[()]]:
         """A copy starts without an override, as a new thread does."""
@@ -153,6 +119,7 @@ class Record:
         hook: handle of the model's hook on loading state dicts.
         loading: the missing keys of the last load, and whether its state dict spoke of adapters.
         here: the override that compiled graphs of this thread see.
+        bank: the stacked slots of its adapters, where there are any.
     """
 
     mix: Mix = ()
@@ -164,6 +131,7 @@ class Record:
     hook: Any = None
     loading: tuple[list[str], bool] = field(default_factory=lambda: ([], False))
     here: _Here = field(default_factory=_Here)
+    bank: AdapterBank | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Keep what compiled graphs read of the mix beside it."""
@@ -190,13 +158,15 @@ class Record:
         lasting: Slots = self.__dict__["lasting_slots"]
         return lasting if self.here.slots is None else self.here.slots
 
-    def route(self) -> Route | None:
+    def route(self) -> Route | Seats | None:
         """The route in force here, if it is one.
 
         Returns:
-            The route, or None where the whole batch has one choice.
+            The route, in a compiled graph its tensors; None where the whole batch has one choice.
         """
-        if not self.overrides or (torch.compiler.is_compiling() and not self.here.unseen):
+        if torch.compiler.is_compiling() and not self.here.unseen:
+            return self.here.seats
+        if not self.overrides:
             return None
         mix = self.current()
         return mix if isinstance(mix, Route) else None
@@ -227,11 +197,13 @@ class Record:
         present = _OVERRIDES.get()
         here = _Override(mix, present.get(id(self)))
         token = _OVERRIDES.set({**present, id(self): here})
-        outer, unseen = (self.here.traced, self.here.slots), isinstance(mix, Route) or _in_task()
+        outer, unseen = (self.here.traced, self.here.slots, self.here.seats), _in_task()
         if unseen:
             self.here.unseen += 1
+        elif isinstance(mix, Route):
+            self.here.seats = mix.seats
         else:
-            self.here.traced, self.here.slots = _traced(mix), _slots(mix, self.adapters)
+            self.here.traced, self.here.slots, self.here.seats = _traced(mix), _slots(mix, self.adapters), None
         with _COUNTING:
             self.overrides += 1
         try:
@@ -241,7 +213,7 @@ class Record:
             if unseen:
                 self.here.unseen -= 1
             else:
-                self.here.traced, self.here.slots = outer
+                self.here.traced, self.here.slots, self.here.seats = outer
             with _COUNTING:
                 self.overrides -= 1
             _OVERRIDES.reset(token)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from deltaw.errors import ModelError, StateError
 from deltaw.initialize import INITIALIZATIONS
 from deltaw.layer import container_of, device_of, is_lora
 from deltaw.layers import kind_of
 from deltaw.record import Record
+from deltaw.routing import Names, Route
 from deltaw.sites import Plan
 from deltaw.tree import base_modules
 from deltaw.variants import variant_of
-from deltaw.worn import Adapters
+from deltaw.worn import Adapters, Reader
 
 __all__ = [
     "is_sharded",
@@ -24,8 +27,8 @@ __all__ = [
     "refuse_meta",
     "refuse_name",
     "refuse_order",
-    "refuse_route",
     "refuse_two_ways",
+    "seat",
 ]
 
 
@@ -130,34 +133,65 @@ def refuse_foreign(model: nn.Module, record: Record | None) -> None:
             )
 
 
-def refuse_route(record: Record, names: Sequence[str | None]) -> None:
-    """Refuse to route what has no rows of a batch to tell apart: attention's own forward, weights that others read.
+def seat(record: Record, names: Names) -> Route:
+    """Sort a batch by adapter, and refuse to route what has no rows of a batch to tell apart.
+
+    These are attention's own forward and weights that others read; where tokens have adapters of their own, also
+    convolutions and full copies of anything but a linear layer or a table.
 
     Args:
         record: the model's record.
-        names: the adapter of each row.
+        names: what ``route`` was given.
+
+    Returns:
+        The route.
 
     Raises:
-        StateError: naming the module, or where there is no row at all.
+        StateError: naming the module, the name or the place that is wrong, or where there is no row at all.
     """
-    wanted = {name for name in names if name is not None}
-    found = None if names else ("", "no row", "a name for each row of the batch")
+    given = {} if isinstance(names, Tensor) else dict.fromkeys(_each(names))
+    if not (names.numel() if isinstance(names, Tensor) else given):
+        raise _unroutable("route(model, [])", "no row", "a name for each row of the batch", "name every row.")
+    for name in given:
+        record.resolve(name)
+    bank = record.bank
+    if bank is not None:
+        bank.refresh()
+    outside = [name for name in record.adapters if bank is None or name not in bank.names]
+    slots = () if bank is None else bank.names
+    device = next((device_of(module) for module in record.modules.values()), torch.device("cpu"))
+    route = Route(names, (*slots, *outside), device, banked=bank is not None and not outside)
+    by_token = len(route.shape) == 2
     for path, module in record.modules.items():
         container, kind = container_of(module), kind_of(module)
-        if not wanted & set(container._modules):
+        worn = [container._modules[name] for name, _ in route if name in container._modules]
+        if not worn:
             continue
+        alone, tokens = "layers whose batch is the first axis", "layers whose tokens are the second axis"
+        hint = "run each adapter's rows by themselves, with active(model, name)."
         if kind is not None and kind.forward is not None:
-            found = (path, kind.name, "layers whose batch is the first axis")
-        elif container.raw:
-            found = (path, "a weight that others read", "layers that are called")
-    if found is not None:
-        raise StateError(
-            "this cannot be routed by rows",
-            where=f"module '{found[0]}'" if found[0] else "route(model, [])",
-            got=found[1],
-            expected=found[2],
-            hint="run each adapter's rows by themselves, with active(model, name)." if found[0] else "name every row.",
-        )
+            raise _unroutable(f"module '{path}'", kind.name, alone, hint)
+        if container.raw:
+            raise _unroutable(f"module '{path}'", "a weight that others read", "layers that are called", hint)
+        if (
+            by_token
+            and (kind is None or not (kind.product is not None or kind.lookup))
+            and not isinstance(worn[0], Reader)
+        ):
+            raise _unroutable(
+                f"module '{path}'", type(module).__bases__[0].__name__, tokens, "give one name for each row."
+            )
+    return route
+
+
+def _each(names: Names) -> Iterator[Any]:
+    """Every name of a route, in rows or in rows of tokens."""
+    for row in names:
+        yield from row if isinstance(row, Sequence) and not isinstance(row, str) else (row,)
+
+
+def _unroutable(where: str, got: str, expected: str, hint: str) -> StateError:
+    return StateError("this cannot be routed by rows", where=where, got=got, expected=expected, hint=hint)
 
 
 def refuse_two_ways(made: Plan) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 import types
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,13 @@ from torch import Tensor, nn
 
 from deltaw.factors import Pair, SiteLoRA, WholeLoRA
 from deltaw.record import RECORD, Record
+from deltaw.routing import Seats
 from deltaw.sites import Part
 from deltaw.tokens import TokenRows
 from deltaw.tree import CONTAINER
+
+if TYPE_CHECKING:
+    from deltaw.bank import Stack
 
 __all__ = ["Adapters", "Beside", "FullCopy", "Reader", "Slot", "Twin", "note_load", "trained_bias"]
 
@@ -146,7 +150,16 @@ class Adapters(nn.Module):
         self.path = path
         self.raw = raw
         self.loaded: tuple[str, bool] = ("", False)
+        self.stack: Stack | None = None
         self.register_load_state_dict_post_hook(_forgive)  # type: ignore[no-untyped-call]
+        self.register_state_dict_post_hook(_dense)  # type: ignore[no-untyped-call]
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Adapters:
+        """What was moved or cast leaves its slot; take it in again."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.stack is not None:
+            self.stack.relink(self._modules)
+        return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Note whether the checkpoint speaks of adapters at all; the hook below needs to know.
@@ -171,6 +184,17 @@ class Adapters(nn.Module):
             for entry in self._modules.values()
         )
 
+    def serves(self, seats: Seats) -> bool:
+        """Whether a compiled graph takes its factors from the bank alone, so that it survives attach and detach.
+
+        Args:
+            seats: the route.
+
+        Returns:
+            True in inference, where all adapters of the model are in the bank.
+        """
+        return seats.banked and self.stack is not None and not self.training and not torch.is_grad_enabled()
+
     def worn(self) -> list[tuple[Any, Any]]:
         """Active adapters that have something to say here.
 
@@ -179,6 +203,11 @@ class Adapters(nn.Module):
         """
         entries = self._modules
         if torch.compiler.is_compiling() and not self.record.here.unseen:
+            if self.record.here.seats is not None:
+                # one graph serves every routing, so every adapter is in it; what others read is never routed
+                if self.serves(self.record.here.seats):
+                    return [(self.stack, 1.0)]
+                return [] if self.raw else [(entry, 1.0) for entry in entries.values()]
             if not torch.is_grad_enabled() and not self.training and self._alike():
                 names = list(self.record.adapters)
                 return [(Slot(self, names, place), weight) for place, weight in self.record.slots()]
@@ -265,6 +294,16 @@ def note_load(
 def _forgive(container: nn.Module, incompatible: Any) -> None:
     """Let a checkpoint of the base alone load strictly: adapters that it does not speak of stay as they are."""
     assert isinstance(container, Adapters)
+    if container.stack is not None:
+        container.stack.relink(container._modules)
     prefix, spoken = container.loaded
     if not spoken:
         incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if not key.startswith(prefix)]
+
+
+def _dense(container: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """Write what is a transposed view of a bank in the usual layout: other formats take nothing else."""
+    assert isinstance(container, Adapters)
+    for key in [key for key in state if key.startswith(prefix)] if container.stack is not None else ():
+        if not isinstance(state[key], nn.Parameter):
+            state[key] = state[key].contiguous()

@@ -130,7 +130,7 @@ def state(model: Any, tmp: Path) -> tuple[Any, ...]:
     files = {path: path.read_bytes() for path in sorted(tmp.rglob("*")) if path.is_file()}
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         return (files,)
-    values = {key: (id(t), t.dtype, t.detach().clone().view(-1).view(torch.uint8).numpy().tobytes())
+    values = {key: (id(t), t.dtype, t.detach().clone().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
               for key, t in model.state_dict(keep_vars=True).items()}  # fmt: skip
     modules = [
         (path, id(part), type(part), part.training, sorted(part.__dict__)) for path, part in model.named_modules()
@@ -228,6 +228,33 @@ def plain_config(**fields: Any) -> dw.LoRAConfig:
 
 def compiled() -> Any:
     return torch.compile(net(), backend="eager")
+
+
+def routing(names: Any, build: Callable[[], nn.Module] = worn, ids: Tensor | None = None) -> Case:
+    """A route, and a forward in it where there are ids."""
+
+    def act(model: Any, _: Path) -> None:
+        with dw.route(model, names):
+            if ids is not None:
+                model(ids)
+
+    return Case(act, build)
+
+
+def targets_of(*targets: str) -> dw.LoRAConfig:
+    return dw.LoRAConfig(rank=2, targets=targets)
+
+
+def closed(model: nn.Module) -> Any:
+    bank: Any = dw.AdapterBank.of(model)
+    bank.close()
+    return bank
+
+
+def banked(**fields: Any) -> nn.Module:
+    model = worn(**fields)
+    dw.AdapterBank(model, size=1)
+    return model
 
 
 CASES: dict[str, Case] = {
@@ -418,5 +445,31 @@ CASES: dict[str, Case] = {
     "core_loss_bias_twice": Case(lambda m, _: head_loss(m, bias=torch.ones(12))),
     "core_loss_of_single_tokens": Case(lambda m, _: head_loss(m, reduction="none"), lambda: worn(targets=["head"])),
     "core_loss_second_derivative": Case(lambda m, _: twice(head_loss(m))),
+    # Routes and banks
+    "core_route_unknown": routing(["default", "sql"]),
+    "core_route_no_row": routing([]),
+    "core_route_ragged": routing([["default"], ["default", None]]),
+    "core_route_rows_and_tokens": routing([["default"], "default"]),
+    "core_route_other_batch": routing(["default", None, None], ids=IDS),
+    "core_route_other_tokens": routing([["default", None]] * 2, ids=IDS),
+    "core_route_place_empty": routing(torch.tensor([0, 3])),
+    "core_route_places_floating": routing(torch.ones(2)),
+    "core_route_attention": routing(["default"], lambda: (m := attention(), dw.attach(m, targets_of("attn")), m)[2]),
+    "core_route_raw": routing(["default"], lambda: worn(targets=["head.weight"])),
+    "core_route_tokens_of_copy": routing([["default"]], lambda: worn(train_also=["norm"])),
+    "core_bank_full": Case(lambda m, _: dw.attach(m, plain_config(), "other"), banked),
+    "core_bank_too_small": Case(
+        lambda m, _: dw.AdapterBank(m, size=1), lambda: (m := worn(), dw.attach(m, plain_config(), "other"), m)[2]
+    ),
+    "core_bank_rank": Case(lambda m, _: dw.AdapterBank(m, size=2, rank=1), worn),
+    "core_bank_of_dora": Case(lambda m, _: dw.AdapterBank(m, size=2), lambda: worn(variant="dora")),
+    "core_bank_of_slices": Case(lambda m, _: dw.AdapterBank(m, size=2), lambda: worn(targets=["c_attn[q,v]"])),
+    "core_bank_of_copies": Case(lambda m, _: dw.AdapterBank(m, size=2), lambda: worn(train_also=["head"])),
+    "core_bank_no_slot": Case(lambda m, _: dw.AdapterBank(m, size=0), worn),
+    "core_bank_second": Case(lambda m, _: dw.AdapterBank(m, size=2), banked),
+    "core_bank_plain": Case(lambda m, _: dw.AdapterBank(m, size=2)),
+    "core_bank_put_twice": Case(lambda m, _: dw.AdapterBank.of(m).put("default"), banked),
+    "core_bank_remove_absent": Case(lambda m, _: dw.AdapterBank.of(m).remove("sql"), banked),
+    "core_bank_closed": Case(lambda m, _: closed(m).put("default"), banked),
     "core_draws_of_other_sites": Case(lambda m, _: dw.set_draws(m, {"elsewhere.default": 3}), worn),
 }
