@@ -415,3 +415,47 @@ def test_non_contiguous_weights() -> None:
     torch.testing.assert_close(model(torch.ones(1, 6)), out)
     dw.unmerge(model)
     assert builders.bits(model) == before and not model[0].weight.is_contiguous()
+
+
+def test_a_merge_that_keeps_nothing_has_the_same_bits_and_no_way_back() -> None:
+
+    kept = builders.Holder("proj", nn.Linear(6, 5))
+    builders.attach(kept, targets="proj", rank=2)
+    builders.randomize(kept)
+    dropped = copy.deepcopy(kept)
+    whole, none = dw.merge(kept), dw.merge(dropped, keep=False)
+    assert torch.equal(kept.site.weight, dropped.site.weight)
+    assert whole.kept_bytes > 0 == none.kept_bytes and whole.sites == none.sites == 1
+    assert "cannot be restored" in str(none) and "cannot be restored" not in str(whole)
+    with pytest.raises(StateError, match="not kept"):
+        dw.unmerge(dropped)
+    dw.unmerge(kept)
+
+
+def test_an_overflow_stops_a_merge_that_keeps_nothing_before_it_writes() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).half()
+    builders.attach(model, targets=["0", "1"], rank=1)
+    builders.randomize(model, size=0.1)
+    with torch.no_grad():
+        model[1].lora.default.lora_B.fill_(3e4)
+        model[1].lora.default.lora_A.fill_(3e4)
+    before = [layer.weight.clone() for layer in model]
+    with pytest.raises(StateError, match="overflows"):
+        dw.merge(model, keep=False)
+    assert all(torch.equal(a, layer.weight) for a, layer in zip(before, model, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("shape", [(3,), (40, 50), (33, 127)])
+def test_every_edit_of_a_merged_weight_is_noticed(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    from deltaw.keep import _bits, _checksum
+
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    flat, first = values.view(-1), _checksum(_bits(values))
+    for place in {0, 1, len(flat) // 2, len(flat) - 1}:
+        changed = values.clone()
+        changed.view(-1)[place] = -changed.view(-1)[place]
+        assert _checksum(_bits(changed)) != first, "a sign"
+    swapped = values.clone().view(-1)
+    swapped[[0, -1]] = swapped[[-1, 0]]
+    assert _checksum(_bits(swapped)) != first

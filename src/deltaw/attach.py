@@ -160,7 +160,7 @@ def attach(
     """
     made = plan(model, config)
     refuse_before(model, made, name)
-    return attach_plan(model, made, name, data=gather(model, made, batches, loss))
+    return _carry_out(model, made, name, True, None, gather(model, made, batches, loss))
 
 
 def attach_plan(
@@ -189,8 +189,15 @@ def attach_plan(
         StateError: as ``attach``.
         TargetError: if a module's forward is shadowed.
     """
-    root = require_model(model)
     refuse_before(model, made, name, loading=worn is not None)
+    return _carry_out(model, made, name, trainable, worn, data)
+
+
+def _carry_out(
+    model: nn.Module, made: Plan, name: str, trainable: bool, worn: Worn | None, data: Mapping[str, Tensor] | None
+) -> AttachReport:
+    """Carry out a plan that nothing stands against."""
+    root = require_model(model)
     record = find_record(root)
     if record is None:
         record = Record(flags={key: p.requires_grad for key, p in root.named_parameters()})

@@ -11,16 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltaw.errors import StateError
 from deltaw.record import Mix
 from deltaw.worn import Adapters
 
-__all__ = ["Kept", "Original", "check_unchanged", "keep", "restore"]
+__all__ = ["Kept", "Original", "check_unchanged", "keep_bits", "restore"]
 
 _INT = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 1 << 22
+_ROW = 1024
+_SAMPLE = 1 << 14
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -33,14 +35,25 @@ def _integers(tensor: Tensor) -> Tensor:
     return tensor.view(-1).view(_INT[tensor.element_size()])
 
 
-def _checksum(bits: Tensor) -> int:
-    """A 64-bit sum in which every position counts differently."""
-    total = 0
-    for start in range(0, bits.numel(), _CHUNK):
-        piece = bits[start : start + _CHUNK].to(torch.int64)
-        place = torch.arange(start, start + piece.numel()) * 0x9E3779B97F4A7C1 + 0x632BE59BD9B4E019
-        total += int((piece * (place | 1)).sum())
-    return total & (2**64 - 1)
+def _checksum(bits: Tensor) -> tuple[int, ...]:
+    """Two 64-bit sums at the speed of memory: of rows and of columns of the pattern, each with a weight of its own.
+
+    A single changed value changes the first, since its weight is odd; values that changed places change one of them.
+    """
+    if bits.element_size() < 8:
+        bits = F.pad(bits, (0, -bits.numel() % (8 // bits.element_size())))
+    words = bits.view(torch.int64)
+    whole = words[: len(words) // _ROW * _ROW].view(-1, _ROW)
+    sums = (torch.cat([whole.sum(1), words[whole.numel() :]]), whole.sum(0))
+    return tuple(int((each * _odd(len(each), seed)).sum()) for seed, each in enumerate(sums))
+
+
+def _odd(count: int, seed: int) -> Tensor:
+    return (torch.arange(count) * 0x9E3779B97F4A7C1 + seed * 0x632BE59BD9B4E019) | 1
+
+
+def _share_outside(difference: Tensor, limits: torch.iinfo) -> float:
+    return float(((difference < limits.min) | (difference > limits.max)).double().mean())
 
 
 @dataclass
@@ -61,7 +74,7 @@ class Original:
     parameter: Tensor
     where: str
     dtype: torch.dtype
-    checksum: int
+    checksum: tuple[int, ...]
     copy: Tensor | None = None
     narrow: Tensor | None = None
     index: Tensor | None = None
@@ -98,9 +111,11 @@ class Kept:
         mix: what was merged.
         originals: the weights' bits.
         containers: (path, module, adapters) taken out of the module tree.
+        dropped: the originals were not wanted.
     """
 
     mix: Mix
+    dropped: bool = False
     originals: list[Original] = field(default_factory=list)
     containers: list[tuple[str, nn.Module, Adapters]] = field(default_factory=list)
 
@@ -110,7 +125,7 @@ class Kept:
         return sum(original.num_bytes for original in self.originals)
 
 
-def keep(parameter: Tensor, merged: Tensor, where: str) -> Original:
+def keep_bits(parameter: Tensor, merged: Tensor, where: str) -> Original:
     """Store what is needed to get a weight's bits back after ``merged`` is written to it.
 
     Args:
@@ -123,18 +138,22 @@ def keep(parameter: Tensor, merged: Tensor, where: str) -> Original:
 
     Example:
         >>> w = torch.randn(64, 64).bfloat16(); m = (w.float() + 1e-3).bfloat16()
-        >>> keep(w, m, "w").num_bytes < w.numel() * 2
+        >>> keep_bits(w, m, "w").num_bytes < w.numel() * 2
         True
     """
     before, after = _bits(parameter), _bits(merged)
     original = Original(parameter, where, parameter.dtype, _checksum(after))
-    full = before.numel() * before.element_size()
-    difference = before - after
-    best = full
+    best = full = before.numel() * before.element_size()
+    # a look at some values spares passes over all of them for forms that would not be smaller
+    some = slice(None, None, max(1, before.numel() // _SAMPLE))
+    sample = before[some] - after[some]
     for width in (w for w in (1, 2, 4) if w < before.element_size()):
-        limits = torch.iinfo(_INT[width])
+        limits, entry = torch.iinfo(_INT[width]), 8 + before.element_size()
+        if before.numel() * (width + 0.8 * entry * _share_outside(sample, limits)) >= best:
+            continue
+        difference = before - after
         outside = ((difference < limits.min) | (difference > limits.max)).nonzero().view(-1)
-        num_bytes = before.numel() * width + outside.numel() * (8 + before.element_size())
+        num_bytes = before.numel() * width + outside.numel() * entry
         if num_bytes < best:
             best = num_bytes
             original.narrow, original.index = difference.to(_INT[width]), outside
@@ -149,7 +168,7 @@ def check_unchanged(original: Original) -> Tensor:
     """The merged bits, after making sure that nobody touched them.
 
     Args:
-        original: what ``keep`` returned.
+        original: what ``keep_bits`` returned.
 
     Returns:
         Bit pattern of the merged weight.
@@ -171,17 +190,19 @@ def check_unchanged(original: Original) -> Tensor:
 
 
 @torch.no_grad()
-def restore(original: Original) -> None:
+def restore(original: Original, merged: Tensor | None = None) -> None:
     """Write the original bits back.
 
     Args:
-        original: what ``keep`` returned.
+        original: what ``keep_bits`` returned.
+        merged: what ``check_unchanged`` returned; None to check now.
 
     Raises:
         StateError: if the weight was changed since the merge.
     """
     parameter = original.parameter
-    bits = original.bits(check_unchanged(original)).view(original.dtype).view(parameter.shape)
+    merged = check_unchanged(original) if merged is None else merged
+    bits = original.bits(merged).view(original.dtype).view(parameter.shape)
     if parameter.is_contiguous():
         # as integers, so that no NaN payload is touched on the way
         _integers(parameter.data).copy_(_integers(bits))

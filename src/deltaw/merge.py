@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deltaw.blocks import Block, blocks_of, dense_delta
 from deltaw.errors import StateError
 from deltaw.functional import compute_dtype, merge_weight
-from deltaw.keep import Kept, check_unchanged, keep, restore
+from deltaw.keep import Kept, check_unchanged, keep_bits, restore
 from deltaw.layer import container_of, put_back, take_off
 from deltaw.layers import Kind, kind_of, weight_of
 from deltaw.pretrained import stand_down, stand_in
@@ -60,6 +60,7 @@ class MergeReport:
         """One or two lines."""
         what = ", ".join(f"{name} x {weight:g}" for name, weight in self.mix)
         kept = f"{size(self.kept_bytes)} kept to restore them (a copy: {size(self.full_bytes)})"
+        kept = kept if self.kept_bytes else "nothing kept: they cannot be restored"
         lost = f"\nnote: no bit changed in {', '.join(self.unchanged)}" if self.unchanged else ""
         return f"merged {what} into {self.sites} weights; {kept}{lost}"
 
@@ -350,22 +351,27 @@ def check_changes(root: nn.Module, record: Record, mix: Mix, changes: list[Chang
 
 
 def _write(kept: Kept, changes: list[Change]) -> tuple[int, list[str]]:
-    """Write every change, keeping the originals; returns bytes of full copies and the unchanged weights."""
+    """Write every change, keeping the originals if they are wanted; returns their bytes and the unchanged weights."""
     full, unchanged = 0, []
+    if kept.dropped:
+        # nothing could be taken back, so what may fail is tried before anything is written
+        for change in changes:
+            if change.parameter.dtype == torch.float16:
+                change.computed()
     for change in changes:
         parameter = change.parameter
         value = change.computed()
-        original = keep(parameter, value, change.where)
         if torch.equal(parameter, value):
             unchanged.append(change.where)
+        if not kept.dropped:
+            kept.originals.append(keep_bits(parameter, value, change.where))
         parameter.data.copy_(value)
-        kept.originals.append(original)
         full += parameter.numel() * parameter.element_size()
     return full, unchanged
 
 
 @torch.no_grad()
-def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None) -> MergeReport:
+def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None, *, keep: bool = True) -> MergeReport:
     """Fold adapters into the base: the model becomes a plain one, with no added latency.
 
     The sum is computed in fp32 (float64 for float64 weights) and rounded once. The base's bits are kept, on the CPU
@@ -374,6 +380,8 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None) -> 
     Args:
         model: an attached model.
         choice: a name or a weighted mix; None means what is active.
+        keep: whether to keep the base's bits; without them there is no ``unmerge``, and a merge takes neither memory
+            nor time for it.
 
     Returns:
         A report with the memory held.
@@ -402,7 +410,7 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None) -> 
         )  # fmt: skip
     changes = changes_of(record, mix)
     check_changes(root, record, mix, changes)
-    kept = Kept(mix)
+    kept = Kept(mix, dropped=not keep)
     try:
         full, unchanged = _write(kept, changes)
     except BaseException:
@@ -413,12 +421,13 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None) -> 
         kept.containers.append((path, module, take_off(path, module)))
     stand_down(root)
     record.merged = kept
-    sites = len(kept.originals)
+    sites = len(changes)
     return MergeReport(mix=mix, sites=sites, kept_bytes=kept.num_bytes, full_bytes=full, unchanged=tuple(unchanged))
 
 
-def _check_present(root: nn.Module, kept: Kept) -> None:
+def _check_present(root: nn.Module, kept: Kept) -> list[Tensor | None]:
     """Make sure that what was merged into is still what the model runs, whichever objects hold it by now."""
+    merged: list[Tensor | None] = []
     present = dict(base_modules(root))
     for path, module, _ in kept.containers:
         if present.get(path) is not module:
@@ -433,8 +442,11 @@ def _check_present(root: nn.Module, kept: Kept) -> None:
         now = holder._parameters.get(key, holder._buffers.get(key))
         # load_state_dict(assign=True) puts other objects in place; with the merged content they are as good
         original.parameter = original.parameter if now is None else now
-        check_unchanged(original)
+        bits = check_unchanged(original)
+        # on the CPU these are the weight's own memory; from elsewhere they are a copy, and all together too many
+        merged.append(bits if original.parameter.device.type == "cpu" else None)
     _check_ties(kept.containers, kept.mix)
+    return merged
 
 
 @torch.no_grad()
@@ -458,9 +470,13 @@ def unmerge(model: nn.Module) -> UnmergeReport:
             "cannot unmerge: nothing is merged", type(root).__name__, "adapters beside the base", "a merged model",
             "call merge first.",
         )  # fmt: skip
-    _check_present(root, kept)
-    for original in kept.originals:
-        restore(original)
+    if kept.dropped:
+        raise _refuse(
+            "cannot unmerge: the base's bits were not kept", type(root).__name__, "merged with keep=False",
+            "a merge that keeps them", "load the base again and merge with keep=True.",
+        )  # fmt: skip
+    for original, merged in zip(kept.originals, _check_present(root, kept), strict=True):
+        restore(original, merged)
     for _, module, container in kept.containers:
         put_back(module, container)
     stand_in(root)

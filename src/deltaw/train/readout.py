@@ -48,10 +48,6 @@ def readouts(model: nn.Module) -> list[Rules]:
 
 
 def _numbers(config: Any, names: tuple[str, ...]) -> list[float]:
-<<<<<<< HEAD
     """What a config says under these names; 0, None and a word, which MPT has and reads nowhere, say nothing."""
-=======
-    """What a config says under these names; 0 and None say nothing, nor does a word (MPT has one, unread)."""
->>>>>>> head
     found = (getattr(config, name, None) for name in names)
     return [float(value) for value in found if isinstance(value, (int, float)) and value]
