@@ -222,7 +222,7 @@ class _Projection:
         self.low = weight.new_empty(self.z.shape) if narrow and not self.blocks else None
 
     def _parts(self, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some of the vocabulary at a time: columns of a chunk, the head's rows; cast in use, so that one copy lives."""
+        """Some of the vocabulary at a time: columns of a chunk and the head's rows, cast where used."""
         for start in range(0, len(self.weight), self.blocks):
             stop = start + self.blocks
             yield columns[:, start:stop], self.weight[start:stop]
