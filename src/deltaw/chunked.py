@@ -222,10 +222,10 @@ class _Projection:
         self.low = weight.new_empty(self.z.shape) if narrow and not self.blocks else None
 
     def _parts(self, columns: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some of the vocabulary at a time: columns of a chunk, and the head's rows in the wide dtype."""
+        """Some of the vocabulary at a time: columns of a chunk and the head's rows, cast where used."""
         for start in range(0, len(self.weight), self.blocks):
             stop = start + self.blocks
-            yield columns[:, start:stop], self.weight[start:stop].to(self.wide)
+            yield columns[:, start:stop], self.weight[start:stop]
 
     def forward(self, h: Tensor) -> Tensor:
         """Projections of a chunk in the wide dtype, in the shared buffer."""
@@ -233,7 +233,7 @@ class _Projection:
         if self.blocks:
             h = h.to(self.wide)
             for part, rows in self._parts(z):
-                torch.mm(h, rows.t(), out=part)
+                torch.mm(h, rows.to(self.wide).t(), out=part)
         elif self.low is not None:
             z.copy_(torch.mm(h, self.weight.t(), out=self.low[: len(h)]))
         else:
@@ -245,7 +245,7 @@ class _Projection:
         if self.blocks:
             dh = dr.new_zeros(len(dr), self.weight.shape[1])
             for part, rows in self._parts(dr):
-                dh.addmm_(part, rows)
+                dh.addmm_(part, rows.to(self.wide))
             return dh
         if self.low is not None:
             dr = self.low[: len(dr)].copy_(dr)
