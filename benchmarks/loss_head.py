@@ -12,23 +12,19 @@ options, *TRL* the function that SFTTrainer's head calls, with its tiles, and wh
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import importlib.util
 import math
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import torch.nn.functional as F
+from harness import Row, Spread, markdown, one_thread, parser, ratio, write
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -41,7 +37,7 @@ from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 import deltaw as dw
 
-ROUNDS, WARM_UPS = 7, 2
+WARM_UPS = 2
 WIDTH, TOKENS = 1024, 2048
 # vocabulary, dtype, tokens that are timed: a CPU without units for bfloat16 takes minutes for the full form
 CASES = [
@@ -144,20 +140,18 @@ def verify(vocab: int, dtype: torch.dtype, tokens: int) -> None:
             assert abs(seen / count - 1) < 0.1, (name, seen, count)
 
 
-def measure(vocab: int, dtype: torch.dtype, tokens: int) -> tuple[dict[str, list[float]], float]:
-    """Ratios to the full form, round by round, and the full form's own time in seconds."""
+def measure(vocab: int, dtype: torch.dtype, tokens: int, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every form, round by round."""
     hidden, weight, targets = inputs(vocab, dtype, tokens)
     taken: dict[str, list[float]] = {name: [] for name in COMPETITORS}
-    for turn in range(ROUNDS + WARM_UPS):
+    for turn in range(rounds + WARM_UPS):
         for name, loss in COMPETITORS.items():
             hidden.grad = None
             start = time.process_time()
             loss(hidden, weight, targets).backward()
             if turn >= WARM_UPS:
                 taken[name].append(time.process_time() - start)
-    base = taken.pop("full logits")
-    ratios = {n: [t / f for t, f in zip(times, base, strict=True)] for n, times in taken.items()}
-    return ratios, statistics.median(base)
+    return taken
 
 
 def liger() -> str:
@@ -178,75 +172,72 @@ def peak(name: str, vocab: int, dtype: torch.dtype) -> float:
     return profiled(COMPETITORS[name], *inputs(vocab, dtype, TOKENS)) / 2**20
 
 
-def memory_rows() -> list[str]:
-    rows = []
+def memory(rows: list[Row]) -> list[list[str]]:
+    """Peaks of all cases; deltaw's go to the main table too."""
+    lines = []
     for vocab, dtype, _ in CASES:
         peaks = {name: peak(name, vocab, dtype) for name in COMPETITORS}
-        base = peaks.pop("full logits")
-        cells = ["-" if math.isnan(value) else f"{value:,.0f} ({value / base:.3f})" for value in peaks.values()]
-        rows.append(f"| {vocab:,} | {str(dtype).removeprefix('torch.')} | {base:,.0f} | {' | '.join(cells)} |")
-        print(rows[-1], flush=True)
-    return rows
+        base, kind = peaks["full logits"], str(dtype).removeprefix("torch.")
+        others = {name: value for name, value in peaks.items() if name != "full logits"}
+        cells = ["" if math.isnan(value) else f"{value:,.0f} ({value / base:.3f})" for value in others.values()]
+        lines.append([f"{vocab:,}", kind, f"{base:,.0f}", *cells])
+        print(lines[-1], flush=True)
+        for name, limit in (("full logits", 0.1 if vocab == 32_000 else None), ("TRL", 1.0)):
+            rows.append(Row(
+                work=f"loss head: memory, vocabulary {vocab:,}, {TOKENS:,} tokens, {kind}", against=name,
+                ours=f"{peaks['deltaw']:,.0f} MiB", theirs=f"{peaks[name]:,.0f} MiB",
+                ratio=Spread.of([peaks["deltaw"] / peaks[name]]), limit=limit,
+            ))  # fmt: skip
+    return lines
 
 
-def time_rows() -> list[str]:
-    rows = []
+def times(rows: list[Row], rounds: int) -> list[list[str]]:
+    """Times of all cases; deltaw's go to the main table too."""
+    lines = []
     for vocab, dtype, tokens in CASES:
         verify(vocab, dtype, tokens)
-        ratios, base = measure(vocab, dtype, tokens)
-        cells = [
-            f"{statistics.median(values):.3f} ({min(values):.2f} to {max(values):.2f})" for values in ratios.values()
-        ]
-        name = str(dtype).removeprefix("torch.")
-        rows.append(f"| {vocab:,} | {name} | {tokens:,} | {base:.2f} | {' | '.join(cells)} |")
-        print(rows[-1], flush=True)
-    return rows
+        taken = measure(vocab, dtype, tokens, rounds)
+        base, kind = taken["full logits"], str(dtype).removeprefix("torch.")
+        cells = [str(ratio(values, base)) for name, values in taken.items() if name != "full logits"]
+        lines.append([f"{vocab:,}", kind, f"{tokens:,}", f"{statistics.median(base):.2f}", *cells])
+        print(lines[-1], flush=True)
+        for name, limit in (("full logits", 0.95), ("TRL", 1.0)):
+            rows.append(Row(
+                work=f"loss head: time, vocabulary {vocab:,}, {tokens:,} tokens, {kind}", against=name,
+                ours=f"{statistics.median(taken['deltaw']):.3f} CPU s",
+                theirs=f"{statistics.median(taken[name]):.3f} CPU s", ratio=ratio(taken["deltaw"], taken[name]),
+                limit=limit,
+            ))  # fmt: skip
+    return lines
 
 
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--date", default=datetime.date.today().isoformat())
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    memory, times = memory_rows(), time_rows()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    options = parser(__doc__).parse_args()
+    one_thread()
+    rows: list[Row] = []
+    held, taken = memory(rows), times(rows, options.rounds)
+    capability = torch.backends.cpu.get_cpu_capability()
     text = [
-        "# The loss head",
-        "",
-        f"{options.date}. {cpu}, {os.cpu_count()} cores ({torch.backends.cpu.get_cpu_capability()}), "
-        f"{platform.system()} {platform.machine()}, one thread. Python {platform.python_version()}, torch "
-        f"{torch.__version__}, transformers {version('transformers')}, trl {version('trl')}, deltaw {dw.__version__}. "
-        f"Load average after the run: {load}.",
-        f"Cross-entropy of a frozen head on hidden states of width {WIDTH}, forward and backward. Made by `python "
-        "benchmarks/loss_head.py`; losses and gradients of all were compared before, and the counts of bytes with the "
-        f"profiler's. {liger()}",
+        f"Cross-entropy of a frozen head on hidden states of width {WIDTH}, forward and backward, one thread "
+        f"({capability}). Made by `python benchmarks/loss_head.py`; losses and gradients of all were compared before, "
+        f"and the counts of bytes with the profiler's. {liger()}",
         "",
         f"Peak memory of the step in MiB on {TOKENS:,} tokens, and its ratio to full logits:",
         "",
-        "| vocabulary | dtype | full logits | deltaw | torch | TRL |",
-        "|---:|---|---:|---:|---:|---:|",
-        *memory,
+        *markdown(["vocabulary", "dtype", "full logits", "deltaw", "torch", "TRL"], held, words=2),
         "",
-        f"CPU seconds of full logits, and the ratio to it: median of {ROUNDS} rounds and its spread, competitors "
-        "taking turns:",
+        f"CPU seconds of full logits, and the ratio to it: median of {options.rounds} rounds and its spread, "
+        "competitors taking turns:",
         "",
-        "| vocabulary | dtype | tokens | full logits, s | deltaw | torch | TRL |",
-        "|---:|---|---:|---:|---:|---:|---:|",
-        *times,
+        *markdown(["vocabulary", "dtype", "tokens", "full logits, s", "deltaw", "torch", "TRL"], taken, words=2),
         "",
         "This CPU has no units for bfloat16: products in it are emulated, which is what the full form pays for there, "
         "and why only few tokens are timed. deltaw reads a bfloat16 head in float32 blocks on a CPU.",
         "",
         "Torch's default chunk is smaller: its memory is lower and its time higher. TRL's function is made for Triton; "
         "measured is what it falls back to on a CPU, where one of its tiles holds the 32k vocabulary whole.",
-        "",
     ]
-    target = Path(__file__).parent / "results" / f"loss_head_cpu_{options.date}.md"
-    target.write_text("\n".join(text))
-    print(f"wrote {target}")
+    write("loss_head", options, "The loss head", text, rows, ("trl",))
 
 
 if __name__ == "__main__":

@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import os
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+from harness import Row, Spread, markdown, one_thread, parser, ratio, write
 from torch import Tensor
 
 import deltaw as dw
@@ -127,8 +124,8 @@ def verify(runs: Runs, model: Any, batch: Batch) -> None:
             raise AssertionError("rows of the base are not the base's own")
 
 
-def measure(runs: Runs, rounds: int) -> tuple[dict[str, list[float]], float]:
-    """Ratios to the base, round by round, and the base's own time in seconds."""
+def measure(runs: Runs, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of every forward, round by round."""
     taken: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + WARM_UPS):
         for name, run in runs.items():
@@ -136,8 +133,7 @@ def measure(runs: Runs, rounds: int) -> tuple[dict[str, list[float]], float]:
             run()
             if turn >= WARM_UPS:
                 taken[name].append(time.process_time() - start)
-    base = taken.pop("base")
-    return {n: [t / b for t, b in zip(times, base, strict=True)] for n, times in taken.items()}, statistics.median(base)
+    return taken
 
 
 def bytes_read(base: Any, model: Any, count: int, batch: Batch) -> float:
@@ -157,69 +153,65 @@ def banked(model: Any, on: bool) -> Iterator[None]:
         bank.close()
 
 
-def table(options: argparse.Namespace) -> list[str]:
-    """Measure everything; rows of the table."""
+def rows_of(tokens: int, count: int, taken: dict[str, list[float]], read: str) -> list[Row]:
+    """Lines of the main table: a batch beside the base's forward and PEFT's."""
+    found = []
+    for other, against in (("base", "base"), (f"PEFT {count}", "PEFT adapter_names")):
+        mine, his = taken[f"deltaw {count}"], taken[other]
+        found.append(Row(
+            work=f"mixed batch: 32 rows of {tokens}, {count} adapter{'s' * (count > 1)}{read}", against=against,
+            ours=f"{statistics.median(mine):.3f} CPU s", theirs=f"{statistics.median(his):.3f} CPU s",
+            ratio=ratio(mine, his), limit=1.0 if other != "base" else 1.15 if tokens == TOKENS else None,
+        ))  # fmt: skip
+    return found
+
+
+def table(options: argparse.Namespace) -> tuple[list[list[str]], list[Row]]:
+    """Measure everything; rows of the table, and of the main one."""
     base = llama(options.layers)
     model = ours(base)
     peft_model = theirs(base, model)
-    rows = []
+    lines, rows = [], []
     for tokens in options.tokens:
         batch = Batch(base, tokens)
         runs = competitors(base, model, peft_model, batch)
         for on in (True, False) if options.without_bank else (True,):
             with banked(model, on):
                 verify(runs, model, batch)
-                ratios, taken = measure(runs, options.rounds)
+                taken = measure(runs, options.rounds)
             for count in COUNTS:
-                cells = [
-                    f"{statistics.median(r):.3f} ({min(r):.2f} to {max(r):.2f})"
-                    for r in (ratios[f"deltaw {count}"], ratios[f"PEFT {count}"])
-                ]
-                read = f"{bytes_read(base, model, count, batch):.2f}" if tokens == 1 else "-"
-                place = "bank" if on else "none"
-                rows.append(f"| {tokens} | {count} | {place} | {taken:.3f} | {' | '.join(cells)} | {read} |")
-                print(rows[-1], flush=True)
-    return rows
+                cells: list[Spread] = [ratio(taken[f"{name} {count}"], taken["base"]) for name in ("deltaw", "PEFT")]
+                read = f"{bytes_read(base, model, count, batch):.2f}" if tokens == 1 else ""
+                place, time_of_base = "bank" if on else "none", f"{statistics.median(taken['base']):.3f}"
+                lines.append([str(tokens), str(count), place, time_of_base, *map(str, cells), read])
+                print(lines[-1], flush=True)
+                if on:
+                    rows += rows_of(tokens, count, taken, f" ({read}x the bytes read)" if read else "")
+    return lines, rows
 
 
 def main() -> None:
-    """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--date", default=datetime.date.today().isoformat())
-    parser.add_argument("--layers", type=int, default=8, help="fewer are quicker; only 8 are written to results/")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[TOKENS, 1], choices=[TOKENS, 1])
-    parser.add_argument("--without-bank", action="store_true", help="also measure adapters in their own tensors")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    made = parser(__doc__)
+    made.add_argument("--layers", type=int, default=8)
+    made.add_argument("--tokens", type=int, nargs="+", default=[TOKENS, 1], choices=[TOKENS, 1])
+    made.add_argument("--without-bank", action="store_true", help="also measure adapters in their own tensors")
+    options = made.parse_args()
+    one_thread()
     warnings.filterwarnings("ignore", module="peft")
     with torch.no_grad():
-        rows = table(options)
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.machine())
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+        lines, rows = table(options)
+    head = ["tokens a row", "adapters", "slots", "base, s", "deltaw", "PEFT", "bytes"]
     text = [
-        "# A batch of many adapters",
-        "",
-        f"{options.date}. {cpu}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, one thread. Python "
-        f"{platform.python_version()}, torch {torch.__version__}, transformers {version('transformers')}, peft "
-        f"{version('peft')}, deltaw {dw.__version__}. Load average after the run: {load}.",
-        f"CPU seconds of a forward in fp32, {ROWS} rows of 64 tokens, or of 1 token after a cache of 64; Llama-like, "
-        f"{options.layers} layers of width 1024, all linear layers of the blocks at rank {RANK}; logits of the last "
-        f"token. Ratio to the base's forward, median of {options.rounds} rounds and its spread, competitors taking "
-        "turns. PEFT: `adapter_names`. Bytes: weights, cache and adapters read, over the base's.",
+        f"CPU seconds of a forward in fp32, one thread, {ROWS} rows of 64 tokens, or of 1 token after a cache of 64; "
+        f"Llama-like, {options.layers} layers of width 1024, all linear layers of the blocks at rank {RANK}; logits of "
+        f"the last token. Ratio to the base's forward, median of {options.rounds} rounds and its spread, competitors "
+        "taking turns. PEFT: `adapter_names`. Bytes: weights, cache and adapters read, over the base's.",
         "Made by `python benchmarks/mixed_batch.py`; outputs were compared before: deltaw with PEFT, with each adapter "
         "alone, and rows of the base with the base bit for bit.",
         "",
-        "| tokens a row | adapters | slots | base, s | deltaw | PEFT | bytes |",
-        "|---:|---:|---|---:|---:|---:|---:|",
-        *rows,
-        "",
+        *markdown(head, lines, words=3),
     ]
-    if options.layers == 8 and options.tokens == [TOKENS, 1]:
-        target = Path(__file__).parent / "results" / f"mixed_batch_cpu_{options.date}.md"
-        target.write_text("\n".join(text))
-        print(f"wrote {target}")
+    write("mixed_batch", options, "A batch of many adapters", text, rows)
 
 
 if __name__ == "__main__":

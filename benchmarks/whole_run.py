@@ -126,7 +126,7 @@ def report(task: Task, found: dict[str, dict[str, Any]], base: int) -> tuple[lis
                         ratio=ratio(beyond[mine], beyond[his]), limit=MEMORY))  # fmt: skip
         nats = [f"{loss[name]:.4f} nats" for name in (mine, his)]
         rows.append(Row(work=f"validation loss: {work}", against=against, ours=nats[0], theirs=nats[1],
-                        ratio=Spread.of([loss[mine] / loss[his]]), limit=1.01))  # fmt: skip
+                        ratio=Spread.of([loss[mine] / loss[his]]), limit=1.0))  # fmt: skip
     head = ["run", "CPU s", "spread", "wall s", "peak MB", "beyond the loaded model, MB", "beyond itself ready, MB",
             "validation loss"]  # fmt: skip
     size = f"{task.tokens:,} tokens, {task.trained:,} of them trained, one pass"

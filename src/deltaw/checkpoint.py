@@ -20,6 +20,7 @@ from deltaw.errors import CheckpointError
 from deltaw.export import export
 from deltaw.factors import Factors, Shared, SlicedLoRA, WholeLoRA
 from deltaw.fit import Fit, fit
+from deltaw.functional import all_finite
 from deltaw.layer import container_of
 from deltaw.peft_config import FIELDS, unknown_fields
 from deltaw.read import CONFIG
@@ -112,7 +113,7 @@ def save(model: nn.Module, directory: str | Path, name: str = "default") -> Save
             expected="at least one tensor",
             hint="attach with a rank of at least 1; a rank-0 adapter is the base itself.",
         )
-    broken = [key for key, tensor in adapter.tensors.items() if not bool(torch.isfinite(tensor).all())]
+    broken = [key for key, tensor in adapter.tensors.items() if not all_finite(tensor)]
     if broken:
         raise CheckpointError(
             "the adapter holds values that are not finite",

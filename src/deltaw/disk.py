@@ -40,7 +40,7 @@ def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     header = json.loads(raw[8 : 8 + length])
     text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + raw[8 + length :]
+    return b"".join((struct.pack("<Q", len(text)), text, memoryview(raw)[8 + length :]))
 
 
 TEMPORARY = ".deltaw-tmp-"

@@ -12,6 +12,7 @@ from deltaw.adapter import Adapter
 from deltaw.errors import CheckpointError, DeltawError, nearest
 from deltaw.fingerprint import differences, fingerprint
 from deltaw.fit_sites import SiteFitting
+from deltaw.functional import all_finite
 from deltaw.layers import kind_of
 from deltaw.patterns import Matcher, block_indices
 from deltaw.settle import Chosen, finish
@@ -73,7 +74,7 @@ class _Fitting(SiteFitting):
             if not tensor.is_floating_point():
                 if id(tensor) not in whole:
                     self.problems.append(f"'{key}' holds {tensor.dtype}, which no update is made of")
-            elif not bool(torch.isfinite(tensor.float()).all()):
+            elif not all_finite(tensor.float()):
                 self.problems.append(f"'{key}' holds NaN or infinity")
 
     def expected(self) -> None:

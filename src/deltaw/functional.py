@@ -23,6 +23,7 @@ from deltaw.errors import ConfigError
 
 __all__ = [
     "add_term",
+    "all_finite",
     "compute_dtype",
     "delta_weight",
     "drop",
@@ -33,6 +34,9 @@ __all__ = [
     "merge_weight",
     "scaling_of",
 ]
+
+
+_PIECE = 1 << 20
 
 
 def scaling_of(rank: int, alpha: float, rank_stabilized: bool = False) -> float:
@@ -207,6 +211,25 @@ def drop(x: Tensor, probability: float, seed: int) -> Tensor:
     """
     mask, factor = drop_mask(x.shape, probability, seed, x.dtype, x.device)
     return (x * mask).mul_(factor)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, found without a second tensor of this size.
+
+    Args:
+        tensor: any shape and dtype.
+
+    Returns:
+        True for integers too.
+
+    Example:
+        >>> all_finite(torch.ones(3)), all_finite(torch.tensor([1.0, float("nan")]))
+        (True, False)
+    """
+    pieces = torch.split(tensor.detach().flatten(), _PIECE) if tensor.is_floating_point() else ()
+    # a sum is finite only where all terms are; where it is not, it may have overflowed itself
+    wide = compute_dtype(tensor.dtype)
+    return all(bool(piece.sum(dtype=wide).isfinite()) or bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

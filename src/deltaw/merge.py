@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltaw.blocks import Block, blocks_of, dense_delta
 from deltaw.errors import StateError
-from deltaw.functional import compute_dtype, merge_weight
+from deltaw.functional import all_finite, compute_dtype, merge_weight
 from deltaw.keep import Kept, check_unchanged, keep_bits, restore
 from deltaw.layer import container_of, put_back, take_off
 from deltaw.layers import Kind, kind_of, weight_of
@@ -34,7 +34,6 @@ __all__ = [
     "unmerge",
 ]  # fmt: skip
 
-_PIECE = 1 << 20
 _SUMMABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -114,21 +113,13 @@ class Change:
             StateError: if finite values would become infinite.
         """
         value = self.value().to(self.parameter)
-        if not _finite(value) and _finite(self.parameter):
+        if not all_finite(value) and all_finite(self.parameter):
             raise _refuse(
                 "the merged weight overflows its dtype", f"parameter '{self.where}'",
                 f"infinity in {self.parameter.dtype}", "finite numbers",
                 "merge in bfloat16 or float32: model.to(torch.float32) before attach.",
             )  # fmt: skip
         return value
-
-
-def _finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, without a second tensor of this size."""
-    pieces = torch.split(tensor.detach().flatten(), _PIECE) if tensor.is_floating_point() else ()
-    # a sum is finite only where all terms are; where it is not, it may have overflowed itself
-    wide = compute_dtype(tensor.dtype)
-    return all(bool(piece.sum(dtype=wide).isfinite()) or bool(torch.isfinite(piece).all()) for piece in pieces)
 
 
 def _weight_value(module: Any, kind: Kind, entries: list[tuple[Any, float]]) -> Tensor:
@@ -264,7 +255,7 @@ def _check_finite(record: Record, mix: Mix) -> None:
     for path, module in record.modules.items():
         for name, _ in mix:
             entry = container_of(module)._modules.get(name)
-            if entry is not None and not all(bool(torch.isfinite(t).all()) for t in entry.parameters()):
+            if entry is not None and not all(map(all_finite, entry.parameters())):
                 raise _refuse(
                     "an adapter holds values that are not finite", f"adapter {name!r}, module '{path}'",
                     "NaN or infinity", "finite numbers", "the training diverged; go back to an earlier checkpoint.",

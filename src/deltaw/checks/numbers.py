@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from deltaw.checks.finding import Problem, View, factors_of
+from deltaw.functional import all_finite
 from deltaw.tree import base_modules
 from deltaw.worn import FullCopy
 
@@ -91,7 +92,7 @@ def broken(view: View) -> Iterator[Problem]:
     """
     for entry in view.entries():
         for key, parameter in entry.module.named_parameters():
-            if not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
+            if not parameter.is_meta and not all_finite(parameter):
                 hint = "go back to an earlier checkpoint and lower the learning rate."
                 yield Problem("not finite", entry.at(key), "NaN or infinity", hint)
 
