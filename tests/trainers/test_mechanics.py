@@ -158,7 +158,7 @@ def test_compile_makes_one_graph(train: bool) -> None:
         torch.testing.assert_close(out, expected)
         net.zero_grad()
         out.square().sum().backward()
-    loops.assert_same({k: p.grad for k, p in dw.trainable(net) if p.grad is not None}, grads, rtol=1e-5, atol=1e-6)
+    loops.assert_same({k: p.grad for k, p in dw.trainable(net) if p.grad is not None}, grads, rtol=1e-4, atol=1e-5)
     assert graphs.frame_count == 1 and dw.check(fast).ok and len(grads) == 6
 
 
