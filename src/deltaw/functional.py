@@ -14,6 +14,7 @@ with one-hot inputs: I is the vocabulary, O the embedding size, and its table is
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -29,14 +30,17 @@ __all__ = [
     "drop",
     "drop_mask",
     "embed_down",
+    "kept_factor",
     "linear_down",
     "linear_up",
+    "mask_blocks",
     "merge_weight",
     "scaling_of",
 ]
 
 
 _PIECE = 1 << 20
+_BLOCK = 1 << 17
 
 
 def scaling_of(rank: int, alpha: float, rank_stabilized: bool = False) -> float:
@@ -154,43 +158,95 @@ def add_term(out: Tensor, term: Tensor, scaling: float, rows: Tensor | None = No
     return out.index_add(-1, rows, term, alpha=scaling)
 
 
-def drop_mask(
+def mask_blocks(
     shape: torch.Size, probability: float, seed: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, float]:
-    """The mask of an inverted dropout, a function of its seed alone, so that it can be drawn again.
+) -> Iterator[tuple[slice, Tensor]]:
+    """The mask of an inverted dropout, a function of its seed alone, so that it can be drawn again; block by block.
 
     Drawing is most of dropout's cost, so every entry gets one byte of a 64-bit number. A byte alone would know
     multiples of 1 / 256; the threshold it is compared with is one of two neighbours, drawn for each row, so that every
-    entry is dropped with the probability asked for, to 2^-24.
+    entry is dropped with the probability asked for, to 2^-24. On a CPU, blocks of rows fit its cache, and their memory
+    is used again; fresh memory costs more than the arithmetic.
 
     Args:
-        shape: of what is to be dropped.
+        shape: of what is to be dropped; its last axis are the rows' entries.
         probability: share of entries set to zero, in [0, 1).
         seed: seed of the mask; the global generators are not touched.
         dtype: of the mask.
         device: of the mask.
 
+    Yields:
+        A range of rows; and ones where an entry is kept and zeros elsewhere, shape (rows, entries).
+
+    Example:
+        >>> [(_, mask)] = mask_blocks(torch.Size([1, 1000]), 0.5, 3, torch.float32, torch.device("cpu"))
+        >>> set(mask.view(-1).tolist()) == {0.0, 1.0}, 400 < int(mask.sum()) < 600
+        (True, True)
+    """
+    wide = shape[-1] if shape else 1
+    count = shape.numel() // max(1, wide)
+    low, share = divmod(_grain(probability), 2**16)
+    generator = torch.Generator(device).manual_seed(seed)
+    rows = torch.empty(count, 1, dtype=torch.int64, device=device).random_(0, 2**16, generator=generator)
+    limits = low + (rows < share).to(torch.int64)
+    step = max(1, count) if device.type != "cpu" else max(8, _BLOCK // max(1, wide) // 8 * 8)
+    for start in range(0, count, step):
+        size = min(step, count - start)
+        words = torch.empty(-(-size * wide // 8), dtype=torch.int64, device=device)
+        words.random_(-(2**63), None, generator=generator)
+        lanes = words.view(torch.uint8)[: size * wide].view(size, wide)
+        own = limits[start : start + size]
+        # written as numbers at once: products with booleans cost five times more
+        mask = torch.empty(size, wide, dtype=dtype, device=device)
+        torch.ge(lanes, own.clamp_max(255).to(torch.uint8), out=mask)
+        if low == 255:
+            mask.mul_(own < 256)
+        yield slice(start, start + size), mask
+
+
+def _grain(probability: float) -> int:
+    return round(probability * 2**24)
+
+
+def kept_factor(probability: float) -> float:
+    """Factor on the entries that an inverted dropout keeps.
+
+    Args:
+        probability: share of entries set to zero, in [0, 1).
+
     Returns:
-        Ones where an entry is kept and zeros elsewhere, and the factor on kept entries.
+        1 / (1 - p), for the probability that masks are drawn with.
+
+    Example:
+        >>> kept_factor(0.5)
+        2.0
+    """
+    return 2**24 / (2**24 - _grain(probability))
+
+
+def drop_mask(
+    shape: torch.Size, probability: float, seed: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, float]:
+    """The blocks of ``mask_blocks`` as one mask.
+
+    Args:
+        shape: of what is to be dropped.
+        probability: share of entries set to zero, in [0, 1).
+        seed: seed of the mask.
+        dtype: of the mask.
+        device: of the mask.
+
+    Returns:
+        Ones and zeros of that shape, and the factor on kept entries.
 
     Example:
         >>> mask, factor = drop_mask(torch.Size([1000]), 0.5, 3, torch.float32, torch.device("cpu"))
-        >>> set(mask.tolist()) == {0.0, 1.0}, factor, 400 < int(mask.sum()) < 600
-        (True, 2.0, True)
+        >>> mask.shape, factor
+        (torch.Size([1000]), 2.0)
     """
-    count, wide = shape.numel(), shape[-1] if shape else 1
-    low, share = divmod(round(probability * 2**24), 2**16)
-    generator = torch.Generator(device).manual_seed(seed)
-    words = torch.empty(-(-count // 8), dtype=torch.int64, device=device)
-    lanes = words.random_(-(2**63), None, generator=generator).view(torch.uint8)[:count].view(-1, wide)
-    rows = torch.empty(len(lanes), 1, dtype=torch.int64, device=device).random_(0, 2**16, generator=generator)
-    limits = low + (rows < share).to(torch.int64)
-    # written as numbers at once: products with booleans cost five times more
-    mask = torch.empty(lanes.shape, dtype=dtype, device=device)
-    torch.ge(lanes, limits.clamp_max(255).to(torch.uint8), out=mask)
-    if low == 255:
-        mask.mul_(limits < 256)
-    return mask.view(shape), 2**24 / (2**24 - low * 2**16 - share)
+    blocks = [mask for _, mask in mask_blocks(shape, probability, seed, dtype, device)]
+    mask = torch.cat(blocks) if blocks else torch.ones(shape, dtype=dtype, device=device)
+    return mask.view(shape), kept_factor(probability)
 
 
 def drop(x: Tensor, probability: float, seed: int) -> Tensor:

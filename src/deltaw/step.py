@@ -27,13 +27,14 @@ Source:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltaw.functional import drop_mask
+from deltaw.functional import kept_factor, mask_blocks
 from deltaw.recall import input_of
 
 __all__ = ["Frozen", "Mask", "can_fuse", "lora_step"]
@@ -72,12 +73,15 @@ class _Call(NamedTuple):
     mask: Mask | None
     fresh: bool
 
-    def drawn(self, shape: torch.Size, like: Tensor) -> tuple[Tensor | None, float]:
-        """The mask of an input's rows, and the factor on the term with the mask's in it."""
-        if self.mask is None:
-            return None, self.scaling
-        mask, factor = drop_mask(shape, self.mask.probability, self.mask.seed, like.dtype, like.device)
-        return mask.view(-1, shape[-1]), self.scaling * factor
+    @property
+    def factor(self) -> float:
+        """On the term, the factor of kept entries in it."""
+        return self.scaling if self.mask is None else self.scaling * kept_factor(self.mask.probability)
+
+    def masks(self, shape: torch.Size, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The mask of an input's rows, block by block."""
+        assert self.mask is not None
+        return mask_blocks(shape, self.mask.probability, self.mask.seed, like.dtype, like.device)
 
 
 def can_fuse(out: Tensor, x: Tensor) -> bool:
@@ -176,16 +180,25 @@ def _value(
         if call.mask is None and _sum_first(x, weight, lora_A):
             return _product(x, _updated(weight, lora_A, lora_B, call.scaling), bias), None
         out = _product(x, weight, bias)
-    mask, scaling = call.drawn(x.shape, out)
-    dropped = _rows(x, out.dtype) if mask is None else _rows(x, out.dtype) * mask
-    h = F.linear(dropped, _cast(lora_A, out.dtype))
+    h = _down(x, _cast(lora_A, out.dtype), call, out)
     rows, B = _rows(out, out.dtype), _cast(lora_B, out.dtype).t()
     if call.fresh:
-        rows.addmm_(h, B, alpha=scaling)
+        rows.addmm_(h, B, alpha=call.factor)
         return out, h
-    y = torch.addmm(rows, h, B, alpha=scaling)
+    y = torch.addmm(rows, h, B, alpha=call.factor)
     # as F.linear itself does: no view, which hooks of FSDP2 would trip over
     return (y if out.dim() == 2 else torch.ops.aten._unsafe_view.default(y, out.shape)), h
+
+
+def _down(x: Tensor, lora_A: Tensor, call: _Call, like: Tensor) -> Tensor:
+    """(mask * x) A^T."""
+    rows = _rows(x, like.dtype)
+    if call.mask is None:
+        return F.linear(rows, lora_A)
+    h = rows.new_empty(len(rows), len(lora_A))
+    for at, mask in call.masks(x.shape, rows):
+        torch.mm(mask.mul_(rows[at]), lora_A.t(), out=h[at])
+    return h
 
 
 class _Step(torch.autograd.Function):
@@ -215,29 +228,41 @@ class _Step(torch.autograd.Function):
         kept, lora_A, lora_B, weight = ctx.saved_tensors
         wants_x, trains_A, trains_B = ctx.needs_input_grad[:3]
         call, g = ctx.call, dy.reshape(-1, dy.shape[-1])
-        A, B = lora_A.to(g.dtype), _thin(lora_B, g.dtype)
-        mask, scaling = call.drawn(ctx.x_shape, g)
+        A, B = _cast(lora_A, g.dtype), _thin(lora_B, g.dtype)
         if call.mask is not None and call.mask.here is not None:
             call.mask.here.close()
-        rows = None
-        if ctx.input is not None:
-            x = _rows(ctx.input.get() if kept is None else kept, g.dtype)
-            rows = x if mask is None else x * mask
-        dx = dA = dB = None
-        if trains_B:
-            h = kept if rows is None else F.linear(rows, A)
-            dB = (h.t() @ g).mul_(scaling).t().to(lora_B.dtype)
-        if wants_x or trains_A:
-            u = F.linear(g, B).mul_(scaling)
-            dA = (u.t() @ rows).to(lora_A.dtype) if trains_A and rows is not None else None
-            dx = _to_input(g, u, A, weight, mask).view(ctx.x_shape).to(ctx.x_dtype) if wants_x else None
+        x = None if ctx.input is None else _rows(ctx.input.get() if kept is None else kept, g.dtype)
+        u = F.linear(g, B).mul_(call.factor) if wants_x or trains_A else None
+        dx = g @ weight if wants_x and weight is not None else None
+        if call.mask is None:
+            h = kept if x is None else F.linear(x, A) if trains_B else None
+            dA = u.t() @ x if trains_A and u is not None and x is not None else None
+            if wants_x and u is not None:
+                dx = u @ A if dx is None else dx.addmm_(u, A)
+        else:
+            dx = g.new_zeros(len(g), A.shape[1]) if wants_x and dx is None else dx
+            h, dA = _masked(x, u, A, dx, call.masks(ctx.x_shape, g))
+            h = kept if x is None else h
+        dB = (h.t() @ g).mul_(call.factor).t().to(lora_B.dtype) if trains_B and h is not None else None
+        dx = None if dx is None else dx.view(ctx.x_shape).to(ctx.x_dtype)
+        dA = None if dA is None else dA.to(lora_A.dtype)
         return dx, dA, dB, dy if ctx.needs_input_grad[3] else None, None, None, None
 
 
-def _to_input(g: Tensor, u: Tensor, lora_A: Tensor, weight: Tensor | None, mask: Tensor | None) -> Tensor:
-    """g W + mask * (u A), without the first term where the base's product is not ours."""
-    if weight is None:
-        dx = u @ lora_A
-        return dx if mask is None else dx.mul_(mask)
-    dx = g @ weight
-    return dx.addmm_(u, lora_A) if mask is None else dx.addcmul_(u @ lora_A, mask)
+def _masked(
+    x: Tensor | None, u: Tensor | None, lora_A: Tensor, dx: Tensor | None, masks: Iterator[tuple[slice, Tensor]]
+) -> tuple[Tensor | None, Tensor | None]:
+    """h and dA under dropout, and the term's part of dx added to it, in one walk over the mask."""
+    h = None if x is None else x.new_empty(len(x), len(lora_A))
+    # blocks are summed in fp32 at least
+    wide = torch.promote_types(lora_A.dtype, torch.float32)
+    dA = None if x is None or u is None else torch.zeros_like(lora_A, dtype=wide)
+    for at, mask in masks:
+        if dx is not None and u is not None:
+            dx[at].addcmul_(u[at] @ lora_A, mask)
+        if x is not None and h is not None:
+            dropped = mask.mul_(x[at])
+            torch.mm(dropped, lora_A.t(), out=h[at])
+            if dA is not None and u is not None:
+                dA += u[at].t() @ dropped
+    return h, dA
