@@ -93,6 +93,20 @@ def merges(ours: nn.Module, theirs: Any) -> dict[str, Measures]:
     }
 
 
+def finals(ours: nn.Module, theirs: Any) -> Measures:
+    """Merging for good: nothing is kept, and there is no way back."""
+
+    def mine() -> float:
+        fresh = copy.deepcopy(ours)
+        return cpu_seconds(lambda: dw.merge(fresh, keep=False))
+
+    def other() -> float:
+        fresh: Any = copy.deepcopy(theirs)
+        return cpu_seconds(fresh.merge_and_unload)
+
+    return {"deltaw": mine, "PEFT": other}
+
+
 def pairs(measured: dict[str, Measures], rounds: int) -> dict[str, dict[str, list[float]]]:
     """Merge and unmerge in one round, one after the other."""
     joint = {f"{verb}/{who}": measure for verb in measured for who, measure in measured[verb].items()}
@@ -118,6 +132,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, torch.no_grad():
         for verb, measured in files(base, ours, theirs, Path(name)).items():
             taken[verb] = take_turns(measured, options.rounds)
+        taken["merge for good (keep=False; merge_and_unload)"] = take_turns(finals(ours, theirs), options.rounds)
         taken |= pairs(merges(ours, theirs), options.rounds)
     lines, rows = [], []
     for verb, found in taken.items():
