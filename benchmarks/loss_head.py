@@ -16,15 +16,15 @@ import importlib.util
 import math
 import os
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 import torch.nn.functional as F
-from harness import Row, Spread, markdown, one_thread, parser, ratio, write
+from harness import Row, Spread, cpu_seconds, markdown, one_thread, parser, ratio, take_turns, write
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -37,7 +37,6 @@ from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
 import deltaw as dw
 
-WARM_UPS = 2
 WIDTH, TOKENS = 1024, 2048
 # vocabulary, dtype, tokens that are timed: a CPU without units for bfloat16 takes minutes for the full form
 CASES = [
@@ -143,15 +142,12 @@ def verify(vocab: int, dtype: torch.dtype, tokens: int) -> None:
 def measure(vocab: int, dtype: torch.dtype, tokens: int, rounds: int) -> dict[str, list[float]]:
     """CPU seconds of every form, round by round."""
     hidden, weight, targets = inputs(vocab, dtype, tokens)
-    taken: dict[str, list[float]] = {name: [] for name in COMPETITORS}
-    for turn in range(rounds + WARM_UPS):
-        for name, loss in COMPETITORS.items():
-            hidden.grad = None
-            start = time.process_time()
-            loss(hidden, weight, targets).backward()
-            if turn >= WARM_UPS:
-                taken[name].append(time.process_time() - start)
-    return taken
+
+    def spent(loss: Loss) -> float:
+        hidden.grad = None
+        return cpu_seconds(lambda: loss(hidden, weight, targets).backward())
+
+    return take_turns({name: partial(spent, loss) for name, loss in COMPETITORS.items()}, rounds)
 
 
 def liger() -> str:

@@ -12,7 +12,6 @@ import argparse
 import copy
 import os
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,12 +21,12 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from harness import Row, Spread, markdown, one_thread, parser, ratio, write
+from harness import Row, Spread, cpu_seconds, markdown, one_thread, parser, ratio, take_turns, write
 from torch import Tensor
 
 import deltaw as dw
 
-WARM_UPS, ROWS, TOKENS, RANK, MOST = 2, 32, 64, 16, 32
+ROWS, TOKENS, RANK, MOST = 32, 64, 16, 32
 COUNTS = (1, 8, 32)
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 Runs = dict[str, Callable[[], Tensor]]
@@ -126,14 +125,7 @@ def verify(runs: Runs, model: Any, batch: Batch) -> None:
 
 def measure(runs: Runs, rounds: int) -> dict[str, list[float]]:
     """CPU seconds of every forward, round by round."""
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + WARM_UPS):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            if turn >= WARM_UPS:
-                taken[name].append(time.process_time() - start)
-    return taken
+    return take_turns({name: partial(cpu_seconds, run) for name, run in runs.items()}, rounds)
 
 
 def bytes_read(base: Any, model: Any, count: int, batch: Batch) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 from deltaw.config import LoRAConfig
 from deltaw.disk import safetensors_bytes, write_files
 from deltaw.errors import CheckpointError, nearest
-from deltaw.functional import scaling_of
+from deltaw.functional import all_finite, scaling_of
 from deltaw.keys import TWICE, Contents, factors_meet, read_keys
 from deltaw.notes import read_notes
 from deltaw.peft_config import alpha_for, from_peft
@@ -247,7 +247,7 @@ class Adapter:
         from deltaw.algebra.factored import singular_values
 
         pairs = self._pairs(path, torch.float64)
-        if not all(bool(torch.isfinite(factor).all()) for pair in pairs for factor in pair):
+        if not all(all_finite(factor) for pair in pairs for factor in pair):
             raise CheckpointError(
                 "the adapter holds values that are not finite",
                 where=f"{self.where}, module '{path}'",

@@ -168,8 +168,7 @@ def _forward(module: nn.Module, base: Callable[..., Any], kind: Kind | None, arg
             hint="exclude this module.",
         )
     if route is not None:
-        fresh = getattr(type(module), _BASE).forward is nn.Linear.forward
-        return mixed(module, kind, route, out, args or tuple(kwargs.values()), _terms, fresh)
+        return mixed(module, kind, route, out, args or tuple(kwargs.values()), _terms, base is nn.Linear.forward)
     return _terms(module, kind, worn, out, x)
 
 

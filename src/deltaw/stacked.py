@@ -277,8 +277,8 @@ def _add_rows(out: Tensor, rows: Tensor | None, term: Tensor, fresh: bool) -> Te
 
 
 @dataclass(frozen=True, eq=False)
-class Each:
-    """In a compiled graph: every row gets factors, and those without an adapter do not keep what comes of it.
+class _InPlace:
+    """Rows stay where they stand.
 
     Args:
         place: int64, shape (N), the adapter of each row; below 0 for none.
@@ -289,6 +289,10 @@ class Each:
     def enter(self, x: Tensor) -> Tensor:
         """(N, T, C), as it is."""
         return x
+
+
+class Each(_InPlace):
+    """In a compiled graph: every row gets factors, and those without an adapter do not keep what comes of it."""
 
     def down(self, x: Tensor, A_SRI: Tensor, s_S: Tensor) -> Tensor:
         """(N, T, R)."""
@@ -328,19 +332,8 @@ class Sorted:
         return _kept(self.place, out.index_add(0, self.order, _grouped(h, B_SRO, self.ends)), out)
 
 
-@dataclass(frozen=True, eq=False)
-class Masked:
-    """In a compiled graph, where nothing else applies: every row times all adapters, its own alone kept.
-
-    Args:
-        place: int64, shape (N), the adapter of each row; below 0 for none.
-    """
-
-    place: Tensor
-
-    def enter(self, x: Tensor) -> Tensor:
-        """(N, T, C), as it is."""
-        return x
+class Masked(_InPlace):
+    """In a compiled graph, where nothing else applies: every row times all adapters, its own alone kept."""
 
     def down(self, x: Tensor, A_SRI: Tensor, s_S: Tensor) -> Tensor:
         """(N, T, S * R), zero but for the row's own."""

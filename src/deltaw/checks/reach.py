@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from deltaw.checks.finding import Problem, View
+from deltaw.functional import all_finite
 from deltaw.layer import is_lora, is_shadowed
 from deltaw.tree import base_modules
 
@@ -50,7 +51,7 @@ def vanished(view: View) -> Iterator[Problem]:
         if parameter.grad is None or parameter.grad.is_meta:
             continue
         silent[name] = silent.get(name, True) and not bool(torch.any(parameter.grad != 0))
-        if not bool(torch.isfinite(parameter.grad).all()):
+        if not all_finite(parameter.grad):
             yield Problem(
                 "gradient not finite",
                 where,
