@@ -26,7 +26,7 @@ CONSTRUCTOR_PARAMETERS = 10
 CORE_LINES = 1050
 CORE_FILES = ("functional.py", "targets.py", "layer.py", "weight.py", "attach.py")
 
-UPPER = {"__main__.py": 2, "cli": 2, "train": 1, "paper": 1, "ship": 1, "serve": 1}
+UPPER = {"__main__.py": 3, "cli": 3, "paper": 2, "train": 1, "ship": 1, "serve": 1}
 CORE_PACKAGES = {"torch", "safetensors", "deltaw"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -50,7 +50,7 @@ class Module:
 
     @property
     def level(self) -> int:
-        """How high it stands: 0 core, 1 train, paper, ship, serve, 2 cli."""
+        """How high it stands: 0 core, 1 train, ship, serve, 2 paper, 3 cli."""
         return UPPER.get(self.path.relative_to(SOURCE).parts[0], 0)
 
 

@@ -32,7 +32,7 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[BaseException]]:
     def fail() -> None:
         raise raised[0]
 
-    monkeypatch.setattr(group.VerbGroup, "get_command", lambda self, ctx, name: fail if name == "fail" else None)
+    monkeypatch.setattr(group.LazyGroup, "get_command", lambda self, ctx, name: fail if name == "fail" else None)
     yield raised
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import click
 
 from deltaw.version import __version__
 
-__all__ = ["VERBS", "Verb", "command"]
+__all__ = ["VERBS", "LazyGroup", "Verb", "command"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,11 @@ VERBS: dict[str, Verb] = {
         module="deltaw.cli.convert",
         line="Turn an adapter that another tool wrote into a PEFT directory.",
     ),
+    "paper": Verb(
+        section="Paper",
+        module="deltaw.cli.paper",
+        line="The paper's models, counts, tasks, metrics, analyses and tables.",
+    ),
 }
 
 EXIT_CODES = [
@@ -112,8 +119,17 @@ EXIT_CODES = [
 ]
 
 
-class VerbGroup(click.Group):
-    """A group whose commands are the rows of ``VERBS``."""
+class LazyGroup(click.Group):
+    """A group whose commands are the rows of a table, each imported when it is run.
+
+    Args:
+        verbs: the table, in the order of the help page.
+        settings: what ``click.Group`` takes.
+    """
+
+    def __init__(self, *, verbs: Mapping[str, Verb], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.verbs = verbs
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name the verbs in the order of the table.
@@ -124,7 +140,7 @@ class VerbGroup(click.Group):
         Returns:
             The verbs.
         """
-        return list(VERBS)
+        return list(self.verbs)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of one verb.
@@ -136,7 +152,7 @@ class VerbGroup(click.Group):
         Returns:
             Its command, or None where there is no such verb.
         """
-        verb = VERBS.get(cmd_name)
+        verb = self.verbs.get(cmd_name)
         if verb is None:
             return None
         found = importlib.import_module(verb.module).command
@@ -150,9 +166,13 @@ class VerbGroup(click.Group):
             ctx: the context of the call.
             formatter: what the help page is written to.
         """
-        for section in dict.fromkeys(verb.section for verb in VERBS.values()):
+        for section in dict.fromkeys(verb.section for verb in self.verbs.values()):
             with formatter.section(section):
-                formatter.write_dl([(name, verb.line) for name, verb in VERBS.items() if verb.section == section])
+                formatter.write_dl([(name, verb.line) for name, verb in self.verbs.items() if verb.section == section])
+
+
+class _Frame(LazyGroup):
+    """The group of all verbs, whose help page ends with the exit codes."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """End the page with the exit codes.
@@ -166,7 +186,8 @@ class VerbGroup(click.Group):
 
 
 @click.command(
-    cls=VerbGroup,
+    cls=_Frame,
+    verbs=VERBS,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     no_args_is_help=False,
     invoke_without_command=True,
