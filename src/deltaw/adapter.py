@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from deltaw.config import LoRAConfig
-from deltaw.disk import safetensors_bytes, write_files
+from deltaw.disk import Content, safetensors_file, write_files
 from deltaw.errors import CheckpointError, nearest
 from deltaw.functional import all_finite, scaling_of
 from deltaw.keys import TWICE, Contents, factors_meet, read_keys
@@ -117,9 +117,8 @@ class Adapter:
         own = {**self.own, "config_sha256": config_hash(self.raw)}
         metadata = {**self.metadata, "format": "pt", METADATA: json.dumps(own, sort_keys=True, separators=(",", ":"))}
         text = json.dumps(dict(self.raw), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-        files = {WEIGHTS: safetensors_bytes(self.tensors, metadata), CONFIG: text.encode()}
-        write_files(Path(directory), files)
-        return sum(map(len, files.values()))
+        files: dict[str, Content] = {WEIGHTS: safetensors_file(self.tensors, metadata), CONFIG: text.encode()}
+        return write_files(Path(directory), files)
 
     @property
     def own(self) -> dict[str, Any]:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.factors import Pair, cut
+from deltaw.functional import compute_dtype, merge_weight
 from deltaw.layers import Kind
 from deltaw.sites import BaseView
 
-__all__ = ["Block", "blocks_of", "dense_delta"]
+__all__ = ["Block", "blocks_of", "dense_delta", "put_in", "view_of"]
 
 _VALUES = 1 << 20
 """Values in a block: some megabytes in fp32, enough for a product to be efficient."""
@@ -51,6 +52,19 @@ class Block:
         return tensor.narrow(self.axis, self.start, self.stop - self.start)
 
 
+def view_of(tensor: Tensor, block: Block | None) -> Tensor:
+    """Look at a block of a tensor.
+
+    Args:
+        tensor: in the stored layout.
+        block: which part; None is all of it.
+
+    Returns:
+        A view.
+    """
+    return tensor if block is None else block.of(tensor)
+
+
 def blocks_of(kind: Kind, module: nn.Module, shape: Sequence[int], entries: Sequence[Any]) -> Iterator[Block]:
     """Cut a weight for a merge.
 
@@ -73,6 +87,65 @@ def blocks_of(kind: Kind, module: nn.Module, shape: Sequence[int], entries: Sequ
     step = length if kind.groups(module) != 1 else max(_LINE if axis else 1, _VALUES // width)
     for start in range(0, length, max(1, step)):
         yield Block(axis=axis, start=start, stop=min(start + step, length))
+
+
+def put_in(kind: Kind, module: Any, entries: list[tuple[Any, float]], block: Block, stored: Tensor) -> None:
+    """Turn a block of a base's weight, in place, into what a merge leaves there.
+
+    The sum is computed in at least fp32 and rounded once.
+
+    Args:
+        kind: the site's kind.
+        module: the site's module.
+        entries: (the adapter's module there, its weight in the mix).
+        block: which part of the weight.
+        stored: that part, in the stored layout.
+    """
+    with torch.autocast(stored.device.type, enabled=False):
+        if len(entries) != 1 or not _added(kind, module, *entries[0], block, stored):
+            stored.copy_(_sum(kind, module, entries, block, stored))
+
+
+def _added(kind: Kind, module: Any, entry: Any, weight: float, block: Block, stored: Tensor) -> bool:
+    """Add one plain update within one product, W + s B A; False where it is more than that."""
+    if not getattr(entry, "plain", False) or entry.tokens is not None or kind.settled is not None:
+        return False
+    if kind.groups(module) != 1:
+        return False
+    (whole,) = entry.parts()
+    found = _in_block(kind, module, whole, block)
+    assert found is not None  # a plain update speaks of every feature
+    wide = stored.to(compute_dtype(stored.dtype))
+    lora_A, lora_B = (factor.detach().to(wide).flatten(1) for factor in found[1])
+    kind.matrix(module, wide).addmm_(lora_B, lora_A, alpha=whole.part.scaling * weight)
+    if wide is not stored:
+        stored.copy_(wide)
+    return True
+
+
+def _sum(kind: Kind, module: Any, entries: list[tuple[Any, float]], block: Block, stored: Tensor) -> Tensor:
+    wide = compute_dtype(stored.dtype)
+    total: Tensor | None = None
+    for entry, weight in entries:
+        if entry.tokens is not None:
+            stored = _with_rows(stored, entry.tokens, block)
+        if hasattr(entry, "parts"):
+            delta = dense_delta(kind, module, entry, stored.to(wide), block)
+            delta = delta if weight == 1 else delta * weight
+            total = delta if total is None else total + delta
+    if total is None:
+        total = torch.zeros((), dtype=wide, device=stored.device)
+    if kind.settled is None:
+        return merge_weight(stored, total)
+    return kind.settled(module, merge_weight(kind.settled(module, stored), total))
+
+
+def _with_rows(stored: Tensor, tokens: Any, block: Block) -> Tensor:
+    """A block of a token table with the trained rows that lie in it put in."""
+    index, rows = tokens.index.to(stored.device), tokens.rows.detach().to(stored)
+    assert block.axis == 0  # updates beside trained rows never look at whole columns
+    here = (index >= block.start) & (index < block.stop)
+    return stored.index_copy(0, index[here] - block.start, rows[here])
 
 
 def dense_delta(kind: Kind, module: nn.Module, entry: Any, weight: Tensor, block: Block | None = None) -> Tensor:

@@ -6,41 +6,68 @@ import json
 import os
 import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from deltaw.errors import CheckpointError
 
-__all__ = ["TEMPORARY", "safetensors_bytes", "sync", "write_all", "write_files"]
+__all__ = ["TEMPORARY", "Content", "safetensors_file", "sync", "write_all", "write_files"]
 
 
-def safetensors_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file whose bytes depend on its content alone.
+Content = bytes | Callable[[Path], None]
+"""What a file holds: its bytes, or what writes it at the path it is given."""
 
-    The format's own writer orders metadata as a hash map does; the header is therefore written again in sorted order.
+
+def safetensors_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Callable[[Path], None]:
+    """Make the writer of a safetensors file whose bytes depend on its content alone.
+
+    The values go from the tensors' memory to the file without a copy. The format's own writer orders metadata as a hash
+    map does; the header is therefore written again in sorted order.
 
     Args:
-        tensors: key -> tensor on any device.
+        tensors: key -> tensor on any device; no two may share memory.
         metadata: strings for the header.
 
     Returns:
-        The file's content.
+        What writes the file at a path; it raises OSError if the disk refuses.
 
     Example:
-        >>> import torch
-        >>> safetensors_bytes({"a": torch.zeros(1)}, {"b": "1", "c": "2"})[8:11]
+        >>> import tempfile, torch
+        >>> path = Path(tempfile.mkdtemp()) / "a.safetensors"
+        >>> safetensors_file({"a": torch.zeros(1)}, {"b": "1", "c": "2"})(path)
+        >>> path.read_bytes()[8:11]
         b'{"_'
     """
     plain = {key: tensor.detach().to("cpu").contiguous() for key, tensor in tensors.items()}
-    raw: bytes = safetensors.torch.save(plain, dict(metadata))
-    (length,) = struct.unpack("<Q", raw[:8])
-    header = json.loads(raw[8 : 8 + length])
-    text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return b"".join((struct.pack("<Q", len(text)), text, memoryview(raw)[8 + length :]))
+
+    def write(path: Path) -> None:
+        # the library leaves a file that its owner alone may read
+        path.touch()
+        mode = path.stat().st_mode
+        try:
+            safetensors.torch.save_file(plain, path, dict(metadata))
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        path.chmod(mode)
+        _sort_header(path)
+
+    return write
+
+
+def _sort_header(path: Path) -> None:
+    """Write a safetensors header again with its keys in order."""
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        # JSON is padded with blanks at its end; the other order takes no more room than the first
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text + b" " * (length - len(text)))
 
 
 TEMPORARY = ".deltaw-tmp-"
@@ -62,26 +89,30 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def _stage(path: Path, content: bytes) -> Path:
+def _stage(path: Path, content: Content) -> Path:
     """Write and flush a file beside its place, under a name of its own."""
     temporary = path.parent / f"{TEMPORARY}{path.name}-{uuid.uuid4().hex[:8]}"
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        if callable(content):
+            content(temporary)
+        else:
+            temporary.write_bytes(content)
+        sync(temporary)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
 
 
-def write_all(directory: Path, files: Mapping[str, bytes]) -> None:
+def write_all(directory: Path, files: Mapping[str, Content]) -> int:
     """Write several files, all staged and flushed before the first one appears.
 
     Args:
         directory: where; it exists.
         files: name -> content; they appear in this order.
+
+    Returns:
+        Bytes written.
 
     Raises:
         OSError: if the disk refuses; files that stood there before are then untouched.
@@ -90,27 +121,32 @@ def write_all(directory: Path, files: Mapping[str, bytes]) -> None:
     try:
         for name, content in files.items():
             staged.append((_stage(directory / name, content), directory / name))
+        written = sum(temporary.stat().st_size for temporary, _ in staged)
         for temporary, final in staged:
             temporary.replace(final)
         sync(directory)
+        return written
     finally:
         for temporary, _ in staged:
             temporary.unlink(missing_ok=True)
 
 
-def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
+def write_files(directory: Path, files: Mapping[str, Content]) -> int:
     """Write the files of an adapter, all or none.
 
     Args:
         directory: made if absent.
         files: name -> content; they appear in this order.
 
+    Returns:
+        Bytes written.
+
     Raises:
         CheckpointError: if the disk refuses; files that stood there before are then untouched.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_all(directory, files)
+        return write_all(directory, files)
     except OSError as error:
         raise CheckpointError(
             "cannot write the adapter",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,23 +92,22 @@ def _low_rank(written: _Written, path: str, module: nn.Module, kind: Kind, entry
         own.setdefault("starts", {})[path] = {"rank": first.rank, "alpha": first.alpha}
 
 
-def _attention(model: nn.Module, written: _Written) -> set[str]:
+def _attention(present: dict[str, nn.Module], written: _Written) -> set[str]:
     """Make both projections of each attention alike, as PEFT has them; returns the paths it does not name."""
-    inner = {path for path in written.stacks if _parent_attention(model, path) is not None}
-    homes = {path.rpartition(".")[0] for path in inner}
-    homes |= {p for p in written.stacks if isinstance(model.get_submodule(p), nn.MultiheadAttention)}
+    homes = {path.rpartition(".")[0] for path in written.stacks if _in_attention(present, path)}
+    homes |= {path for path in written.stacks if isinstance(present[path], nn.MultiheadAttention)}
     for home in sorted(homes):
         paths = (home, f"{home}.out_proj" if home else "out_proj")
         for path, other in (paths, paths[::-1]):
             if path not in written.stacks:
-                written.stacks[path] = _zeros(model.get_submodule(path), written.stacks[other])
+                written.stacks[path] = _zeros(present[path], written.stacks[other])
                 written.own.setdefault("unworn", []).append(path)
         first, second = (written.stacks[path] for path in paths)
         was = [(stack.rank, stack.scaling, stack.alpha) for stack in (first, second)]
         if level(first, second):
             for path, (rank, scaling, alpha) in zip(paths, was, strict=True):
                 written.own.setdefault("padded", {})[path] = {"rank": rank, "scaling": scaling, "alpha": alpha}
-    return {path for path in written.stacks if _parent_attention(model, path) is not None}
+    return {path for path in written.stacks if _in_attention(present, path)}
 
 
 def _zeros(module: nn.Module, like: Stack) -> Stack:
@@ -118,20 +118,19 @@ def _zeros(module: nn.Module, like: Stack) -> Stack:
     return Stack(like.lora_A.new_zeros(shape_A), like.lora_B.new_zeros(shape_B), like.scaling, {}, like.alpha)
 
 
-def _parent_attention(model: nn.Module, path: str) -> nn.MultiheadAttention | None:
+def _in_attention(present: dict[str, nn.Module], path: str) -> bool:
     parent, _, leaf = path.rpartition(".")
-    found = model.get_submodule(parent) if leaf == "out_proj" else None
-    return found if isinstance(found, nn.MultiheadAttention) else None
+    return leaf == "out_proj" and isinstance(present[parent], nn.MultiheadAttention)
 
 
-def _write_stacks(model: nn.Module, written: _Written, stabilized: bool) -> None:
+def _write_stacks(present: dict[str, nn.Module], written: _Written, stabilized: bool) -> None:
     """Stacks as tensors under PEFT's keys."""
     for path, stack in written.stacks.items():
-        module = model.get_submodule(path)
+        module = present[path]
         kind = kind_of(module)
         assert kind is not None
         parent = path.rpartition(".")[0]
-        inner = _parent_attention(model, path) is not None
+        inner = _in_attention(present, path)
         key = PREFIX + (f"{parent}{INNER}" if inner else path)
         lora_A, lora_B = kind.pack(module, stack.lora_A, stack.lora_B / TWICE if inner else stack.lora_B)
         written.tensors |= {key + kind.suffixes[0]: lora_A, key + kind.suffixes[1]: lora_B}
@@ -178,13 +177,13 @@ def export(model: nn.Module, record: Record, name: str) -> tuple[Adapter, list[s
         name: which adapter.
 
     Returns:
-        The adapter, and notes for the report.
+        The adapter, whose tensors may be the worn ones themselves, and notes for the report.
     """
     worn = record.adapters[name]
     written = _collect(model, record, name, worn.config.rank_stabilized)
-    unnamed = _attention(model, written)
-    _write_stacks(model, written, worn.config.rank_stabilized)
     present = dict(base_modules(model))
+    unnamed = _attention(present, written)
+    _write_stacks(present, written, worn.config.rank_stabilized)
     copies = [p for p, m in record.modules.items() if isinstance(container_of(m)._modules.get(name), FullCopy)]
     foreign = dict(worn.foreign)
     foreign["task_type"] = foreign.get("task_type") or _task(model, copies)
@@ -213,5 +212,18 @@ def export(model: nn.Module, record: Record, name: str) -> tuple[Adapter, list[s
     names = variant_of(worn.config.variant).names
     own.update({"variant": list(names)} if names != ("lora",) else {})
     metadata = {**worn.metadata, METADATA: json.dumps(own, sort_keys=True, separators=(",", ":"))}
-    plain = {key: tensor.detach().to("cpu").contiguous().clone() for key, tensor in written.tensors.items()}
-    return Adapter(tensors=plain, raw=raw, metadata=metadata), notes
+    return Adapter(tensors=_apart(written.tensors), raw=raw, metadata=metadata), notes
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the CPU of which each has a storage of its own, as files want them; a worn parameter is its own."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, tensor in tensors.items():
+        plain = tensor.detach().to("cpu").contiguous()
+        storage = plain.untyped_storage()
+        if storage.nbytes() != plain.nbytes or storage.data_ptr() in seen:
+            plain = plain.clone()
+        seen.add(storage.data_ptr())
+        found[key] = plain
+    return found

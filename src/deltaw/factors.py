@@ -52,8 +52,11 @@ def cut(pair: Pair, start: int, stop: int, width: int) -> Pair | None:
     """
     if (start, stop) == (0, width):
         return pair
-    device = next(iter(pair.tensors.values())).device
-    own = torch.arange(width, device=device) if pair.rows is None else pair.rows
+    if pair.rows is None:
+        tensors = {n: t.narrow(0, start, stop - start) if n in _PER_OUTPUT else t for n, t in pair.tensors.items()}
+        device = next(iter(tensors.values())).device
+        return Pair(pair.part, tensors, torch.arange(stop - start, device=device))
+    own = pair.rows
     chosen = ((own >= start) & (own < stop)).nonzero().view(-1)
     if not len(chosen):
         return None

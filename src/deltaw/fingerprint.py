@@ -6,6 +6,7 @@ base. Only adapted weights are read, a few rows each, so a 7B model costs millis
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -28,8 +29,13 @@ def _sample(weight: Tensor) -> list[float] | None:
     if type(weight) not in (Tensor, nn.Parameter) or weight.is_meta or weight.dtype not in _MANTISSA:
         return None
     flat = weight.detach().reshape(-1)
-    at = torch.linspace(0, flat.numel() - 1, SAMPLES, dtype=torch.float64).round().long()
-    return [float(value) for value in flat[at.to(flat.device)].to(torch.float32)]
+    values: list[float] = flat[_places(flat.numel()).to(flat.device)].to(torch.float32).tolist()
+    return values
+
+
+@functools.lru_cache(maxsize=64)
+def _places(count: int) -> Tensor:
+    return torch.linspace(0, count - 1, SAMPLES, dtype=torch.float64).round().long()
 
 
 def fingerprint(modules: Iterable[tuple[str, nn.Module]]) -> dict[str, Any]:

@@ -282,7 +282,9 @@ def all_finite(tensor: Tensor) -> bool:
         >>> all_finite(torch.ones(3)), all_finite(torch.tensor([1.0, float("nan")]))
         (True, False)
     """
-    pieces = torch.split(tensor.detach().flatten(), _PIECE) if tensor.is_floating_point() else ()
+    if not tensor.is_floating_point():
+        return True
+    pieces = (tensor,) if tensor.numel() <= _PIECE else torch.split(tensor.detach().flatten(), _PIECE)
     # a sum is finite only where all terms are; where it is not, it may have overflowed itself
     wide = compute_dtype(tensor.dtype)
     return all(bool(piece.sum(dtype=wide).isfinite()) or bool(torch.isfinite(piece).all()) for piece in pieces)
@@ -328,9 +330,9 @@ def delta_weight(
     """
     wide_A, wide_B = lora_A.to(dtype).flatten(1), lora_B.to(dtype).flatten(1)
     if groups == 1:
-        return (wide_B @ wide_A) * scaling
+        return (wide_B @ wide_A).mul_(scaling)
     blocks = wide_B.reshape(groups, -1, wide_B.shape[1]) @ wide_A.reshape(groups, -1, wide_A.shape[1])
-    return blocks.reshape(wide_B.shape[0], -1) * scaling
+    return blocks.reshape(wide_B.shape[0], -1).mul_(scaling)
 
 
 def merge_weight(weight: Tensor, delta: Tensor) -> Tensor:

@@ -8,21 +8,23 @@ zeros, subnormals and NaN payloads included.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltaw.blocks import Block, view_of
 from deltaw.errors import StateError
 from deltaw.record import Mix
 from deltaw.worn import Adapters
 
-__all__ = ["Kept", "Original", "check_unchanged", "keep_bits", "restore"]
+__all__ = ["Bits", "Kept", "Original", "check_unchanged", "keep_bits", "restore"]
 
 _INT = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _ROW = 1024
-_SAMPLE = 1 << 14
+_RUNS, _RUN = 32, 64
 
 
 def _bits(tensor: Tensor) -> Tensor:
@@ -40,30 +42,34 @@ def _checksum(bits: Tensor) -> tuple[int, ...]:
 
     A single changed value changes the first, since its weight is odd; values that changed places change one of them.
     """
-    if bits.element_size() < 8:
-        bits = F.pad(bits, (0, -bits.numel() % (8 // bits.element_size())))
+    short = -bits.numel() % (8 // bits.element_size())
+    bits = F.pad(bits, (0, short)) if short else bits
     words = bits.view(torch.int64)
     whole = words[: len(words) // _ROW * _ROW].view(-1, _ROW)
     sums = (torch.cat([whole.sum(1), words[whole.numel() :]]), whole.sum(0))
     return tuple(int((each * _odd(len(each), seed)).sum()) for seed, each in enumerate(sums))
 
 
+@functools.lru_cache(maxsize=16)
 def _odd(count: int, seed: int) -> Tensor:
     return (torch.arange(count) * 0x9E3779B97F4A7C1 + seed * 0x632BE59BD9B4E019) | 1
 
 
+def _some(bits: Tensor) -> Tensor:
+    """Runs of values from all over a pattern."""
+    runs = min(_RUNS, bits.numel())
+    return bits[: bits.numel() // runs * runs].view(runs, -1)[:, :_RUN] if runs else bits
+
+
 def _share_outside(difference: Tensor, limits: torch.iinfo) -> float:
-    return float(((difference < limits.min) | (difference > limits.max)).double().mean())
+    return int(((difference < limits.min) | (difference > limits.max)).sum()) / max(1, difference.numel())
 
 
-@dataclass
-class Original:
-    """The bits of one weight before a merge.
+@dataclass(kw_only=True)
+class Bits:
+    """The bits of one block of a weight before a merge.
 
     Args:
-        parameter: the weight, now merged.
-        where: its name, for messages.
-        dtype: its dtype at merge.
         checksum: of the merged bits, to notice edits.
         copy: the whole bit pattern, where that was smaller.
         narrow: differences that fit the narrow type.
@@ -71,9 +77,6 @@ class Original:
         wide: differences there.
     """
 
-    parameter: Tensor
-    where: str
-    dtype: torch.dtype
     checksum: tuple[int, ...]
     copy: Tensor | None = None
     narrow: Tensor | None = None
@@ -86,14 +89,14 @@ class Original:
         held = (self.copy, self.narrow, self.index, self.wide)
         return sum(t.numel() * t.element_size() for t in held if t is not None)
 
-    def bits(self, merged: Tensor) -> Tensor:
+    def before(self, merged: Tensor) -> Tensor:
         """The original bit pattern.
 
         Args:
-            merged: bit pattern of the merged weight.
+            merged: bit pattern of the merged block.
 
         Returns:
-            Integers of the weight's width.
+            Integers of the weight's width, flat.
         """
         if self.copy is not None:
             return self.copy
@@ -101,6 +104,38 @@ class Original:
         difference = self.narrow.to(merged.dtype)
         difference[self.index] = self.wide
         return merged + difference
+
+
+@dataclass
+class Original:
+    """The bits of one weight before a merge, block by block.
+
+    Args:
+        parameter: the weight, now merged.
+        where: its name, for messages.
+        dtype: its dtype at merge.
+        pieces: the blocks written so far (None is the whole weight), with their bits.
+    """
+
+    parameter: Tensor
+    where: str
+    dtype: torch.dtype
+    pieces: list[tuple[Block | None, Bits]] = field(default_factory=list)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory held."""
+        return sum(bits.num_bytes for _, bits in self.pieces)
+
+    def keep(self, block: Block | None, before: Tensor, now: Tensor) -> None:
+        """Remember a block that was written.
+
+        Args:
+            block: which one.
+            before: its values before, a copy that nobody else holds.
+            now: its values now.
+        """
+        self.pieces.append((block, keep_bits(before, now)))
 
 
 @dataclass
@@ -125,60 +160,60 @@ class Kept:
         return sum(original.num_bytes for original in self.originals)
 
 
-def keep_bits(parameter: Tensor, merged: Tensor, where: str) -> Original:
-    """Store what is needed to get a weight's bits back after ``merged`` is written to it.
+def keep_bits(before: Tensor, after: Tensor) -> Bits:
+    """Store what is needed to get a weight's bits back after other values were written to it.
 
     Args:
-        parameter: the weight before the merge.
-        merged: what will be written, same shape and dtype.
-        where: name of the weight.
+        before: a copy of the weight as it was, or of a block of it; it may be kept as it is.
+        after: what stands there now, same shape and dtype.
 
     Returns:
-        The stored original; ``num_bytes`` tells its size.
+        The stored bits; ``num_bytes`` tells their size.
 
     Example:
         >>> w = torch.randn(64, 64).bfloat16(); m = (w.float() + 1e-3).bfloat16()
-        >>> keep_bits(w, m, "w").num_bytes < w.numel() * 2
+        >>> keep_bits(w, m).num_bytes < w.numel() * 2
         True
     """
-    before, after = _bits(parameter), _bits(merged)
-    original = Original(parameter, where, parameter.dtype, _checksum(after))
-    best = full = before.numel() * before.element_size()
+    old, new = _bits(before), _bits(after)
+    bits = Bits(checksum=_checksum(new))
+    best = full = old.numel() * old.element_size()
     # a look at some values spares passes over all of them for forms that would not be smaller
-    some = slice(None, None, max(1, before.numel() // _SAMPLE))
-    sample = before[some] - after[some]
-    for width in (w for w in (1, 2, 4) if w < before.element_size()):
-        limits, entry = torch.iinfo(_INT[width]), 8 + before.element_size()
-        if before.numel() * (width + 0.8 * entry * _share_outside(sample, limits)) >= best:
+    sample = _some(old) - _some(new)
+    for width in (w for w in (1, 2, 4) if w < old.element_size()):
+        limits, entry = torch.iinfo(_INT[width]), 8 + old.element_size()
+        if old.numel() * (width + 0.8 * entry * _share_outside(sample, limits)) >= best:
             continue
-        difference = before - after
+        difference = old - new
         outside = ((difference < limits.min) | (difference > limits.max)).nonzero().view(-1)
-        num_bytes = before.numel() * width + outside.numel() * entry
+        num_bytes = old.numel() * width + outside.numel() * entry
         if num_bytes < best:
             best = num_bytes
-            original.narrow, original.index = difference.to(_INT[width]), outside
-            original.wide = difference[outside]
-    if best == full or not torch.equal(original.bits(after), before):
-        original.narrow = original.index = original.wide = None
-        original.copy = before.clone()
-    return original
+            bits.narrow, bits.index, bits.wide = difference.to(_INT[width]), outside, difference[outside]
+    if best == full or not torch.equal(bits.before(new), old):
+        bits.narrow = bits.index = bits.wide = None
+        bits.copy = old
+    return bits
 
 
-def check_unchanged(original: Original) -> Tensor:
+def check_unchanged(original: Original) -> list[Tensor]:
     """The merged bits, after making sure that nobody touched them.
 
     Args:
-        original: what ``keep_bits`` returned.
+        original: of a weight that was merged into.
 
     Returns:
-        Bit pattern of the merged weight.
+        Bit pattern of each of its blocks.
 
     Raises:
         StateError: if the weight was changed since the merge.
     """
-    parameter = original.parameter
-    merged = None if parameter.is_meta or parameter.dtype != original.dtype else _bits(parameter)
-    if merged is None or _checksum(merged) != original.checksum:
+    parameter, merged = original.parameter, []
+    same = not parameter.is_meta and parameter.dtype == original.dtype
+    for block, bits in original.pieces if same else ():
+        merged.append(_bits(view_of(parameter.data, block)))
+        same = same and _checksum(merged[-1]) == bits.checksum
+    if not same:
         raise StateError(
             "a merged weight was changed, so the base cannot be restored exactly",
             where=f"parameter '{original.where}'",
@@ -190,21 +225,22 @@ def check_unchanged(original: Original) -> Tensor:
 
 
 @torch.no_grad()
-def restore(original: Original, merged: Tensor | None = None) -> None:
+def restore(original: Original, merged: list[Tensor] | None = None) -> None:
     """Write the original bits back.
 
     Args:
-        original: what ``keep_bits`` returned.
+        original: of a weight that was merged into.
         merged: what ``check_unchanged`` returned; None to check now.
 
     Raises:
         StateError: if the weight was changed since the merge.
     """
-    parameter = original.parameter
     merged = check_unchanged(original) if merged is None else merged
-    bits = original.bits(merged).view(original.dtype).view(parameter.shape)
-    if parameter.is_contiguous():
-        # as integers, so that no NaN payload is touched on the way
-        _integers(parameter.data).copy_(_integers(bits))
-    else:
-        parameter.data.copy_(bits)
+    for (block, bits), now in zip(original.pieces, merged, strict=True):
+        stored = view_of(original.parameter.data, block)
+        before = bits.before(now)
+        if stored.is_contiguous():
+            # as integers, so that no NaN payload is touched on the way
+            _integers(stored).copy_(before)
+        else:
+            stored.copy_(before.view(original.dtype).view(stored.shape))

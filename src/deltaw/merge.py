@@ -7,32 +7,27 @@ computed and checked for one weight, and a failure half-way restores the weights
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from deltaw.blocks import Block, blocks_of, dense_delta
+from deltaw.changes import Change, changes_of
 from deltaw.errors import StateError
-from deltaw.functional import all_finite, compute_dtype, merge_weight
-from deltaw.keep import Kept, check_unchanged, keep_bits, restore
+from deltaw.functional import all_finite
+from deltaw.keep import Kept, Original, check_unchanged, restore
 from deltaw.layer import container_of, put_back, take_off
-from deltaw.layers import Kind, kind_of, weight_of
+from deltaw.layers import weight_of
 from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Mix, Record, record_of
 from deltaw.refuse import is_sharded
 from deltaw.reports import size
 from deltaw.ties import storage_key
 from deltaw.tree import base_modules, require_model
-from deltaw.worn import Adapters, FullCopy, Twin
+from deltaw.worn import Adapters, Twin
 
-__all__ = [
-    "Change", "MergeReport", "UnmergeReport", "bias_value", "changes_of", "check_changes", "dense_delta", "merge",
-    "unmerge",
-]  # fmt: skip
+__all__ = ["MergeReport", "UnmergeReport", "check_changes", "merge", "unmerge"]
 
 _SUMMABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -83,172 +78,6 @@ class UnmergeReport:
 
 def _refuse(what: str, where: str, got: str, expected: str, hint: str) -> StateError:
     return StateError(what, where=where, got=got, expected=expected, hint=hint)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """One base tensor that a merge changes; the new value is computed when it is asked for.
-
-    Args:
-        where: dotted name of the parameter or buffer.
-        parameter: the base's tensor, or None where there is none.
-        value: computes what is to stand there.
-        readers: identities of the modules that may read it.
-        shape: shape of a weight that is added to, in its stored layout; None for what is replaced.
-    """
-
-    where: str
-    parameter: Any
-    value: Callable[[], Tensor]
-    readers: frozenset[int]
-    shape: tuple[int, ...] | None = None
-
-    def computed(self) -> Tensor:
-        """The new value in the parameter's dtype.
-
-        Returns:
-            Tensor like the parameter.
-
-        Raises:
-            StateError: if finite values would become infinite.
-        """
-        value = self.value().to(self.parameter)
-        if not all_finite(value) and all_finite(self.parameter):
-            raise _refuse(
-                "the merged weight overflows its dtype", f"parameter '{self.where}'",
-                f"infinity in {self.parameter.dtype}", "finite numbers",
-                "merge in bfloat16 or float32: model.to(torch.float32) before attach.",
-            )  # fmt: skip
-        return value
-
-
-def _weight_value(module: Any, kind: Kind, entries: list[tuple[Any, float]]) -> Tensor:
-    """A weight with trained rows put in and updates added, rounded once."""
-    stored: Tensor = kind.weight(module).detach()
-    out = torch.empty_like(stored)
-    for block in blocks_of(kind, module, stored.shape, [entry for entry, _ in entries]):
-        block.of(out).copy_(_block_value(module, kind, entries, block, block.of(stored)))
-    return out
-
-
-def _block_value(module: Any, kind: Kind, entries: list[tuple[Any, float]], block: Block, stored: Tensor) -> Tensor:
-    wide = compute_dtype(stored.dtype)
-    total: Tensor | None = None
-    with torch.autocast(stored.device.type, enabled=False):
-        for entry, weight in entries:
-            if entry.tokens is not None:
-                stored = _with_rows(stored, entry.tokens, block)
-            if hasattr(entry, "parts"):
-                delta = dense_delta(kind, module, entry, stored.to(wide), block)
-                delta = delta if weight == 1 else delta * weight
-                total = delta if total is None else total + delta
-    if total is None:
-        total = torch.zeros((), dtype=wide, device=stored.device)
-    if kind.settled is None:
-        return merge_weight(stored, total)
-    return kind.settled(module, merge_weight(kind.settled(module, stored), total))
-
-
-def _with_rows(stored: Tensor, tokens: Any, block: Block) -> Tensor:
-    """A block of a token table with the trained rows that lie in it put in."""
-    index, rows = tokens.index.to(stored.device), tokens.rows.detach().to(stored)
-    assert block.axis == 0  # updates beside trained rows never look at whole columns
-    here = (index >= block.start) & (index < block.stop)
-    return stored.index_copy(0, index[here] - block.start, rows[here])
-
-
-def bias_value(module: Any, kind: Kind | None, entries: list[tuple[Any, float]]) -> Tensor | None:
-    """A bias with what adapters make of it.
-
-    Args:
-        module: the module.
-        kind: its kind, or None where it has none.
-        entries: (adapter's module there, weight).
-
-    Returns:
-        Shape (O), or None where the bias is left alone.
-    """
-    name = "bias" if kind is None else kind.bias
-    own = module._parameters.get(name)
-    trained = next((entry.bias for entry, _ in entries if getattr(entry, "bias", None) is not None), None)
-    value = None if trained is None else trained.detach()
-    for entry, weight in entries:
-        for pair in getattr(entry, "parts", tuple)():
-            if pair.part.update.shift is None:
-                continue
-            shift = pair.part.update.shift(pair.tensors).detach() * (pair.part.scaling * weight)
-            value = (torch.zeros_like(shift) if own is None else own.detach()) if value is None else value
-            value = value.to(compute_dtype(value.dtype))
-            if pair.rows is None:
-                value = value + shift.to(value)
-            else:
-                value = value.index_add(0, pair.rows.to(value.device), shift.to(value))
-    return value
-
-
-def _updates(module: nn.Module, mix: Mix) -> frozenset[int]:
-    """Identities of the low-rank updates that a mix makes a module wear, whether first-hand or as a twin."""
-    entries = [container_of(module)._modules.get(name) for name, _ in mix]
-    homes = [e.primary[0] if isinstance(e, Twin) else e for e in entries if e is not None]
-    return frozenset(id(home) for home in homes if _updates_weight(home))
-
-
-def changes_of(record: Record, mix: Mix) -> list[Change]:
-    """Every base tensor that a mix changes, and the modules that may read it.
-
-    Args:
-        record: of the attached model.
-        mix: what is to be merged.
-
-    Returns:
-        The changes; nothing is computed yet.
-    """
-    changes: list[Change] = []
-    updates = {id(module): _updates(module, mix) for module in record.modules.values()}
-    for path, module in record.modules.items():
-        container, kind = container_of(module), kind_of(module)
-        worn = [(container._modules[name], weight) for name, weight in mix if name in container._modules]
-        own = [(e, w) for e, w in worn if _updates_weight(e)]
-        if own and kind is not None:
-            value = functools.partial(_weight_value, module, kind, own)
-            alike = frozenset(key for key, ids in updates.items() if ids == updates[id(module)])
-            where = f"{path}.{kind.parameter}"
-            shape = _shape(kind, module)
-            changes.append(Change(where=where, parameter=kind.weight(module), value=value, readers=alike, shape=shape))
-        bias = bias_value(module, kind, worn)
-        if bias is not None:
-            name = "bias" if kind is None else kind.bias
-            parameter, reader = module._parameters.get(name), frozenset({id(module)})
-            changes.append(Change(where=f"{path}.{name}", parameter=parameter, value=bias.detach, readers=reader))
-        for entry, _ in worn:
-            if isinstance(entry, FullCopy):
-                changes += _replaced(path, module, entry.module)
-    return changes
-
-
-def _updates_weight(entry: Any) -> bool:
-    """Whether an adapter changes the weight of the module it stands at, and is not the twin of one that does."""
-    if isinstance(entry, Twin | FullCopy):
-        return False
-    return hasattr(entry, "parts") or getattr(entry, "tokens", None) is not None
-
-
-def _shape(kind: Kind, module: Any) -> tuple[int, ...]:
-    """Shape in which a module of this kind stores its weight."""
-    n_in, n_out = kind.sizes(module)
-    shape = (n_out, *kind.shapes(module, kind.groups(module), n_in, n_out)[0][1:])
-    return shape[::-1] if kind.transposed else shape
-
-
-def _replaced(path: str, module: nn.Module, copy: nn.Module) -> list[Change]:
-    """The changes of a module trained in full."""
-    inside = frozenset(id(m) for m in module.modules())
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    source = {**dict(copy.named_parameters()), **dict(copy.named_buffers())}
-    return [
-        Change(where=f"{path}.{key}", parameter=own.get(key), value=value.detach, readers=inside)
-        for key, value in source.items()
-    ]
 
 
 def _check_finite(record: Record, mix: Mix) -> None:
@@ -344,19 +173,19 @@ def check_changes(root: nn.Module, record: Record, mix: Mix, changes: list[Chang
 def _write(kept: Kept, changes: list[Change]) -> tuple[int, list[str]]:
     """Write every change, keeping the originals if they are wanted; returns their bytes and the unchanged weights."""
     full, unchanged = 0, []
-    if kept.dropped:
+    for change in changes if kept.dropped else ():
         # nothing could be taken back, so what may fail is tried before anything is written
-        for change in changes:
-            if change.parameter.dtype == torch.float16:
-                change.computed()
+        if not change.safe:
+            change.computed()
     for change in changes:
-        parameter = change.parameter
-        value = change.computed()
-        if torch.equal(parameter, value):
-            unchanged.append(change.where)
-        if not kept.dropped:
-            kept.originals.append(keep_bits(parameter, value, change.where))
-        parameter.data.copy_(value)
+        parameter = change.parameter.data
+        if kept.dropped:
+            changed = change.write(parameter)
+        else:
+            original = Original(change.parameter, change.where, parameter.dtype)
+            kept.originals.append(original)
+            changed = change.write(parameter, original.keep)
+        unchanged += [] if changed else [change.where]
         full += parameter.numel() * parameter.element_size()
     return full, unchanged
 
@@ -416,9 +245,9 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None, *, 
     return MergeReport(mix=mix, sites=sites, kept_bytes=kept.num_bytes, full_bytes=full, unchanged=tuple(unchanged))
 
 
-def _check_present(root: nn.Module, kept: Kept) -> list[Tensor | None]:
+def _check_present(root: nn.Module, kept: Kept) -> list[list[Tensor] | None]:
     """Make sure that what was merged into is still what the model runs, whichever objects hold it by now."""
-    merged: list[Tensor | None] = []
+    merged: list[list[Tensor] | None] = []
     present = dict(base_modules(root))
     for path, module, _ in kept.containers:
         if present.get(path) is not module:

@@ -24,7 +24,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from deltaw.carry import guarded, is_adapter_key
-from deltaw.disk import safetensors_bytes, write_files
+from deltaw.disk import safetensors_file, write_files
 from deltaw.errors import CheckpointError, StateError
 from deltaw.read import CONFIG, WEIGHTS
 from deltaw.record import Record, record_of
@@ -112,7 +112,7 @@ def _write(model: nn.Module, record: Record, place: Path, state: Mapping[str, Te
         # with a mix or the base alone in force no single adapter may pass for the model
         for file in (CONFIG, WEIGHTS):
             (place / file).unlink(missing_ok=True)
-    write_files(place, {STATE: safetensors_bytes(guarded(state, model), _MARK)})
+    write_files(place, {STATE: safetensors_file(guarded(state, model), _MARK)})
 
 
 def _adapter_state(model: nn.Module, given: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import deltaw as dw
+from deltaw.blocks import Block, put_in
 from deltaw.errors import CheckpointError, ConfigError, DataError, FaithError, ModelError
-from deltaw.functional import merge_weight
 from deltaw.ship import merge as ship_merge
 from deltaw.ship.merge import merge_directory
 from deltaw.ship.opening import MERGED, ModelChoice
@@ -90,8 +91,14 @@ def test_a_classifier_with_its_head(tmp_path: Path) -> None:
 
 def sabotage(monkeypatch: pytest.MonkeyPatch) -> None:
     """A merge that forgets a thousandth of the update."""
-    module = importlib.import_module("deltaw.merge")
-    monkeypatch.setattr(module, "merge_weight", lambda weight, delta: merge_weight(weight, delta * 0.999))
+    module = importlib.import_module("deltaw.changes")
+
+    def forgetful(kind: Any, site: Any, entries: Any, block: Block, stored: torch.Tensor) -> None:
+        before = stored.clone()
+        put_in(kind, site, entries, block, stored)
+        stored.sub_((stored - before) * 0.001)
+
+    monkeypatch.setattr(module, "put_in", forgetful)
 
 
 def test_a_sabotaged_merge_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,11 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from deltaw.attach import disabled
+from deltaw.blocks import dense_delta
+from deltaw.changes import bias_value
 from deltaw.errors import FaithError, StateError
 from deltaw.functional import compute_dtype
 from deltaw.layer import container_of
 from deltaw.layers import Kind, kind_of
-from deltaw.merge import bias_value, dense_delta, merge, unmerge
+from deltaw.merge import merge, unmerge
 from deltaw.record import Record, record_of
 from deltaw.reports import table
 from deltaw.worn import FullCopy, Reader

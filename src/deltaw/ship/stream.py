@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from deltaw.adapter import Adapter
+from deltaw.changes import Change, changes_of
 from deltaw.checkpoint import load
-from deltaw.merge import Change, MergeReport, changes_of, check_changes
+from deltaw.merge import MergeReport, check_changes
 from deltaw.record import Mix, record_of
 from deltaw.ship.mapped import rewrite
 from deltaw.ship.ondisk import OnDisk, Unstreamable, found, on_disk
@@ -88,8 +89,8 @@ class Streaming:
         self._write_config(place, source)
 
     def _value(self, change: Change) -> Tensor:
-        value = change.computed()
-        if torch.equal(change.parameter, value):
+        value, changed = change.computed()
+        if not changed:
             self.unchanged.add(change.where)
         return value
 
