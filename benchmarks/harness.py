@@ -87,6 +87,7 @@ def parser(text: str | None, rounds: int = ROUNDS) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--rounds", type=int, default=rounds, help="rounds that count")
     made.add_argument("--date", default=datetime.date.today().isoformat(), help="for the name of the result")
+    made.add_argument("--part", default="", help="name of a part of the whole, whose result stands beside the others")
     made.add_argument("--dry", action="store_true", help="print the result and write no file")
     return made
 
@@ -194,11 +195,12 @@ def write(
     print(text)
     if options.dry:
         return
-    target = HERE / "results" / f"{theme}_cpu_{options.date}.md"
+    name = f"{theme}-{options.part}" if options.part else theme
+    target = HERE / "results" / f"{name}_cpu_{options.date}.md"
     target.parent.mkdir(exist_ok=True)
     target.write_text(text, encoding="utf-8")
     values: dict[str, Any] = {
-        "theme": theme, "date": options.date, "hardware": hardware(), "command": f"python benchmarks/{theme}.py",
+        "theme": theme, "part": options.part, "date": options.date, "hardware": hardware(), "command": f"python benchmarks/{theme}.py",
         "rows": [dataclasses.asdict(row) for row in rows],
     }  # fmt: skip
     target.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ HEAD = "| work | against | deltaw | other | ratio (spread) | at most | result |\
 
 
 def newest() -> list[dict[str, Any]]:
-    """The latest result of every theme and device, by theme."""
+    """The latest result of every theme and part of it, by theme."""
     found: dict[str, dict[str, Any]] = {}
     for file in sorted((HERE / "results").glob("*_[0-9]*.json"), key=lambda path: path.stem[-10:]):
         found[file.stem[:-11]] = {**json.loads(file.read_text(encoding="utf-8")), "file": file.with_suffix(".md").name}
