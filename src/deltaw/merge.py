@@ -30,8 +30,8 @@ from deltaw.tree import base_modules, require_model
 from deltaw.worn import Adapters, FullCopy, Twin
 
 __all__ = [
-    "Change", "MergeReport", "UnmergeReport", "bias_value", "changes_of", "check_changes", "dense_delta", "merge",
-    "unmerge",
+    "Change", "MergeReport", "UnmergeReport", "bias_value", "changes_of", "check_changes", "check_writable",
+    "dense_delta", "merge", "unmerge", "weight_value",
 ]  # fmt: skip
 
 _SUMMABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -122,8 +122,17 @@ class Change:
         return value
 
 
-def _weight_value(module: Any, kind: Kind, entries: list[tuple[Any, float]]) -> Tensor:
-    """A weight with trained rows put in and updates added, rounded once."""
+def weight_value(module: Any, kind: Kind, entries: list[tuple[Any, float]]) -> Tensor:
+    """A weight with trained rows put in and updates added, rounded once.
+
+    Args:
+        module: the module.
+        kind: its kind.
+        entries: (adapter's module there, weight).
+
+    Returns:
+        Tensor like the weight.
+    """
     stored: Tensor = kind.weight(module).detach()
     out = torch.empty_like(stored)
     for block in blocks_of(kind, module, stored.shape, [entry for entry, _ in entries]):
@@ -210,7 +219,7 @@ def changes_of(record: Record, mix: Mix) -> list[Change]:
         worn = [(container._modules[name], weight) for name, weight in mix if name in container._modules]
         own = [(e, w) for e, w in worn if _updates_weight(e)]
         if own and kind is not None:
-            value = functools.partial(_weight_value, module, kind, own)
+            value = functools.partial(weight_value, module, kind, own)
             alike = frozenset(key for key, ids in updates.items() if ids == updates[id(module)])
             where = f"{path}.{kind.parameter}"
             shape = _shape(kind, module)
@@ -262,8 +271,15 @@ def _check_finite(record: Record, mix: Mix) -> None:
                 )  # fmt: skip
 
 
-def _check_writable(change: Change) -> None:
-    """Refuse what is no plain stored tensor; a sum needs a floating weight of the layer's own shape besides."""
+def check_writable(change: Change) -> None:
+    """Refuse what is no plain stored tensor; a sum needs a floating weight of the layer's own shape besides.
+
+    Args:
+        change: what is to be written.
+
+    Raises:
+        StateError: if it cannot be written.
+    """
     weight = change.parameter
     plain = type(weight) in (nn.Parameter, Tensor) and not weight.is_meta
     if plain and (change.shape is None or (weight.dtype in _SUMMABLE and tuple(weight.shape) == change.shape)):
@@ -285,7 +301,7 @@ def _check_weights(model: nn.Module, changes: list[Change]) -> None:
     """Refuse weights that cannot be written, and writes that would reach a module that is not adapted alike."""
     owners: dict[tuple[int, ...], Change] = {}
     for change in changes:
-        _check_writable(change)
+        check_writable(change)
         first = owners.setdefault(storage_key(change.parameter), change)
         if change.parameter.numel() and first is not change:
             raise _refuse(
