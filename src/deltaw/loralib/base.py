@@ -165,8 +165,7 @@ class _Update(NamedTuple):
 class Adapted(LoRALayer, nn.Module):
     """A torch layer with factors of its own; the base of every layer here."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
     lora_A: nn.Parameter
     lora_B: nn.Parameter
     lora_dropout: Any
@@ -376,7 +375,7 @@ class Adapted(LoRALayer, nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Write the base's weight, never the sum: read again, a sum would get its update a second time."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         if self._original is not None:
             destination[f"{prefix}weight"] = self.base_weight()
         notes = getattr(destination, "_metadata", None)
@@ -388,7 +387,7 @@ class Adapted(LoRALayer, nn.Module):
     ) -> None:
         self._check_note(local_metadata.get(NOTE), prefix[:-1])
         with self.unmerged():
-            super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)  # type: ignore[no-untyped-call]
+            super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def _check_note(self, note: Mapping[str, Any] | None, path: str) -> None:
         """Refuse a state dict that was made with other settings."""

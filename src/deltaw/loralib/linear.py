@@ -60,11 +60,12 @@ class _AnyLinear(Adapted, nn.Linear):
             return F.linear(x, weight, self.bias)
         lora_A, lora_B = self._factors()
         trained = weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
-        known = type(x) in (Tensor, nn.Parameter) and not torch.is_autocast_enabled(x.device.type)
-        if known and not trained and can_fuse(weight, x):
+        # autocast knows no meta device, and cannot be asked about it
+        real = type(x) in (Tensor, nn.Parameter) and not x.is_meta
+        if real and not trained and not torch.is_autocast_enabled(x.device.type) and can_fuse(weight, x):
             return lora_step(x, lora_A, lora_B, self.scaling, self._mask(), Frozen(weight, self.bias))
         out = F.linear(x, weight, self.bias)
-        if can_fuse(out, x):
+        if real and can_fuse(out, x):
             return lora_step(x, lora_A, lora_B, self.scaling, self._mask(), out, fresh=True)
         kind = self._kind()
         term = kind.up(self, kind.down(self, self.lora_dropout(x), lora_A, out.dtype), lora_B)
@@ -89,8 +90,8 @@ class _AnyLinear(Adapted, nn.Linear):
         if type(base) is nn.Linear:
             return {"in_features": base.in_features, "out_features": base.out_features}
         if utils is not None and type(base) is utils.Conv1D:
-            n_in, n_out = base.weight.shape
-            return {"in_features": n_in, "out_features": n_out, "fan_in_fan_out": True}
+            stored: Any = base.weight
+            return {"in_features": stored.shape[0], "out_features": stored.shape[1], "fan_in_fan_out": True}
         raise refuse_base(base, "a plain nn.Linear, or transformers' Conv1D")
 
 
@@ -220,7 +221,7 @@ class MergedLinear(_AnyLinear):
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         width, count = self.out_features // len(self.enable_lora), sum(self.enable_lora)
-        blocks = iter(enumerate(self.lora_B.split(width)))
+        blocks = iter(enumerate(torch.split(self.lora_B, width)))
         rows = []
         for flag in self.enable_lora:
             if flag:
