@@ -22,14 +22,14 @@ from deltaw.disk import safetensors_bytes, write_files
 from deltaw.errors import CheckpointError, ConfigError, TargetError, nearest
 from deltaw.fingerprint import differences, fingerprint
 from deltaw.functional import all_finite
-from deltaw.held import Held, read_held
+from deltaw.held import read_held
 from deltaw.loralib.base import NOTE, Adapted
 from deltaw.loralib.trained import lora_state_dict, refuse_nothing
 from deltaw.reports import count, plural, size
 from deltaw.tree import require_model
 from deltaw.view import View
 
-__all__ = ["LoadReport", "SaveReport", "load", "save"]
+__all__ = ["LoadReport", "SaveReport", "load", "save", "told"]
 
 _BASE = "lora_base"
 _HEADER = "deltaw.loralib"
@@ -219,7 +219,7 @@ def load(
             "a directory", expected="a file of tensors", hint=f"nearest there: {nearest(place.name, siblings, 2)}.",
         )  # fmt: skip
     held = read_held(place)
-    notes, base = _told(held, place)
+    notes, base = told(held.metadata, held.stated, place)
     factors = {k: t for k, t in held.tensors.items() if k.rpartition(".")[2] in _FACTORS and k.rpartition(".")[0]}
     rest = {k: t for k, t in held.tensors.items() if k not in factors}
     left = tuple(sorted(rest)) if lora_only else ()
@@ -243,11 +243,25 @@ def load(
     )
 
 
-def _told(held: Held, place: Path) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any] | None]:
-    """What the file says of its layers and of its base."""
-    if _HEADER in held.metadata:
+def told(
+    metadata: Mapping[str, str], stated: Mapping[str, Mapping[str, Any]], place: Path
+) -> tuple[dict[str, Mapping[str, Any]], dict[str, Any] | None]:
+    """What a file says of its layers and of its base.
+
+    Args:
+        metadata: its safetensors metadata.
+        stated: its notes on modules, as ``held.Held`` has them.
+        place: the file, for messages.
+
+    Returns:
+        Path -> settings of the layer, for those it speaks of; the base's fingerprint, or None.
+
+    Raises:
+        CheckpointError: if it says something that cannot be read.
+    """
+    if _HEADER in metadata:
         try:
-            own = json.loads(held.metadata[_HEADER])
+            own = json.loads(metadata[_HEADER])
             return dict(own["layers"]), dict(own["base"])
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
@@ -255,8 +269,8 @@ def _told(held: Held, place: Path) -> tuple[dict[str, Mapping[str, Any]], dict[s
                 got=f"{type(error).__name__}: {error}", expected="the JSON that save wrote",
                 hint="the header was edited; save the adapter again.",
             ) from None  # fmt: skip
-    notes = {path: note[NOTE] for path, note in held.stated.items() if isinstance(note.get(NOTE), Mapping)}
-    base = next((note[_BASE] for note in held.stated.values() if isinstance(note.get(_BASE), Mapping)), None)
+    notes = {path: note[NOTE] for path, note in stated.items() if isinstance(note.get(NOTE), Mapping)}
+    base = next((note[_BASE] for note in stated.values() if isinstance(note.get(_BASE), Mapping)), None)
     return notes, base
 
 

@@ -44,6 +44,7 @@ def read_source(path: str | Path) -> Source:
         path=file,
         config={**_beside(file.parent), **held.config},
         metadata=held.metadata,
+        stated=held.stated,
         notes=(*held.notes, *notes),
     )
 
