@@ -104,14 +104,18 @@ def attach(
     for path, reader in made.readers:
         if isinstance(reader, nn.MultiheadAttention) or not merge_weights:
             raise _bypassed(path, reader, merge_weights)
+    settings = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "merge_weights": merge_weights}
     layers: dict[str, Adapted] = {}
-    for site in made.sites:
-        settings: dict[str, Any] = {"r": r, "lora_alpha": lora_alpha, "merge_weights": merge_weights}
-        if not isinstance(site.module, nn.Embedding):
-            settings["lora_dropout"] = lora_dropout
-        if not site.path or site.raw or site.parts[0].name:
-            raise _refuse_site(site.path, site.pattern)
-        layers[site.path] = _layer(site.module, settings, enable_lora)
+    try:
+        for site in made.sites:
+            if not site.path or site.raw or site.parts[0].name:
+                raise _refuse_site(site.path, site.pattern)
+            layers[site.path] = _layer(site.module, settings, enable_lora)
+    except BaseException:
+        for layer in layers.values():
+            layer.take_off()
+            layer.weight.requires_grad = layer.was_trained
+        raise
     for site in made.sites:
         _put(root, site.module, layers[site.path])
     values = sum(layer.lora_A.numel() + layer.lora_B.numel() for layer in layers.values() if layer.adapted)
@@ -125,7 +129,7 @@ def _layer(base: nn.Module, settings: dict[str, Any], enable: Sequence[bool] | N
     if isinstance(base, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         layer: Adapted = _CONVS[len(base.kernel_size)].from_base(base, **settings)
     elif isinstance(base, nn.Embedding):
-        layer = Embedding.from_base(base, **settings)
+        layer = Embedding.from_base(base, **{key: value for key, value in settings.items() if key != "lora_dropout"})
     elif enable is not None:
         return MergedLinear.from_base(base, enable_lora=enable, **settings)
     else:

@@ -14,6 +14,7 @@ __all__ = ["refuse_base", "take"]
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -50,7 +51,7 @@ def take(cls: type[Layer], base: nn.Module, arguments: dict[str, Any]) -> Layer:
         TargetError: if the base has hooks or a forward of its own, or a weight that is no plain parameter.
     """
     weight = base._parameters.get("weight")
-    if type(weight) is not nn.Parameter or not weight.is_floating_point():
+    if type(weight) is not nn.Parameter or weight.dtype not in _DTYPES:
         got = f"{type(weight).__name__} of {getattr(weight, 'dtype', 'no dtype')}"
         raise _lost(base, "its weight is no plain floating-point parameter", got)
     if is_shadowed(base) or "_hf_hook" in base.__dict__ or any(base.__dict__.get(name) for name in _HOOKS):
