@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from deltaw.config import LoRAConfig
 from deltaw.dropout import Dropping
-from deltaw.errors import CheckpointError, ConfigError
+from deltaw.errors import CheckpointError, ConfigError, StateError
 from deltaw.factors import Pair
 from deltaw.functional import scaling_of
 from deltaw.initialize import seed_for
@@ -305,6 +305,9 @@ class Adapted(LoRALayer, nn.Module):
             now = self._parameters.get("weight")
             self._original.parameter = self._original.parameter if now is None else now
             restore(self._original)
+        self._forget()
+
+    def _forget(self) -> None:
         self._original, self._stamp, self._folded, self.merged = None, (), (), False
 
     def _update(self) -> _Update:
@@ -386,8 +389,19 @@ class Adapted(LoRALayer, nn.Module):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Mapping[str, Any], *rest: Any
     ) -> None:
         self._check_note(local_metadata.get(NOTE), prefix[:-1])
-        with self.unmerged():
+        weight, merged = state_dict.get(f"{prefix}weight"), self.merged
+        try:
+            self.take_off()
+        except StateError:
+            # an edited sum cannot be undone, but a whole base that is loaded over it takes its place
+            if weight is None or weight.shape != self.weight.shape:
+                raise
+            self._forget()
+        try:
             super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+        finally:
+            if merged:
+                self.fold_in()
 
     def _check_note(self, note: Mapping[str, Any] | None, path: str) -> None:
         """Refuse a state dict that was made with other settings."""
