@@ -23,7 +23,7 @@ from deltaw.layers import Kind, kind_of
 from deltaw.record import Mix, Record
 from deltaw.worn import FullCopy, Twin
 
-__all__ = ["Change", "bias_value", "changes_of"]
+__all__ = ["Change", "bias_value", "changes_of", "weight_steps"]
 
 _FEW = 1 << 12
 
@@ -114,10 +114,19 @@ def _differ(one: Tensor, other: Tensor) -> bool:
     return not torch.equal(one[few], other[few]) or not torch.equal(one, other)
 
 
-def _weight_steps(
+def weight_steps(
     module: Any, kind: Kind, entries: list[tuple[Any, float]]
 ) -> Iterator[tuple[Block, Callable[[Tensor], None]]]:
-    """A weight with trained rows put in and updates added, rounded once."""
+    """A weight with trained rows put in and updates added, rounded once.
+
+    Args:
+        module: the module.
+        kind: its kind.
+        entries: (adapter's module there, weight).
+
+    Yields:
+        (block of the weight, what changes it in place).
+    """
     for block in blocks_of(kind, module, kind.weight(module).shape, [entry for entry, _ in entries]):
         yield block, functools.partial(put_in, kind, module, entries, block)
 
@@ -127,7 +136,7 @@ def _reach(entries: list[tuple[Any, float]]) -> float:
     if not all(getattr(entry, "plain", False) and entry.tokens is None for entry, _ in entries):
         return math.inf
     pairs = [(weight * pair.part.scaling, pair.factors) for entry, weight in entries for pair in entry.parts()]
-    return sum(abs(scale) * float(lora_A.norm()) * float(lora_B.norm()) for scale, (lora_A, lora_B) in pairs)
+    return float(sum(abs(scale) * float(lora_A.norm()) * float(lora_B.norm()) for scale, (lora_A, lora_B) in pairs))
 
 
 def _replacement(value: Tensor) -> list[tuple[None, Callable[[Tensor], object]]]:
@@ -188,7 +197,7 @@ def changes_of(record: Record, mix: Mix) -> list[Change]:
         worn = [(container._modules[name], weight) for name, weight in mix if name in container._modules]
         own = [(e, w) for e, w in worn if _updates_weight(e)]
         if own and kind is not None:
-            steps = functools.partial(_weight_steps, module, kind, own)
+            steps = functools.partial(weight_steps, module, kind, own)
             alike = frozenset(key for key, ids in updates.items() if ids == updates[id(module)])
             where = f"{path}.{kind.parameter}"
             shape = _shape(kind, module)

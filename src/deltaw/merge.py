@@ -27,7 +27,7 @@ from deltaw.ties import storage_key
 from deltaw.tree import base_modules, require_model
 from deltaw.worn import Adapters, Twin
 
-__all__ = ["MergeReport", "UnmergeReport", "check_changes", "merge", "unmerge"]
+__all__ = ["MergeReport", "UnmergeReport", "check_changes", "check_writable", "merge", "unmerge"]
 
 _SUMMABLE = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -91,8 +91,15 @@ def _check_finite(record: Record, mix: Mix) -> None:
                 )  # fmt: skip
 
 
-def _check_writable(change: Change) -> None:
-    """Refuse what is no plain stored tensor; a sum needs a floating weight of the layer's own shape besides."""
+def check_writable(change: Change) -> None:
+    """Refuse what is no plain stored tensor; a sum needs a floating weight of the layer's own shape besides.
+
+    Args:
+        change: what is to be written.
+
+    Raises:
+        StateError: if it cannot be written.
+    """
     weight = change.parameter
     plain = type(weight) in (nn.Parameter, Tensor) and not weight.is_meta
     if plain and (change.shape is None or (weight.dtype in _SUMMABLE and tuple(weight.shape) == change.shape)):
@@ -114,7 +121,7 @@ def _check_weights(model: nn.Module, changes: list[Change]) -> None:
     """Refuse weights that cannot be written, and writes that would reach a module that is not adapted alike."""
     owners: dict[tuple[int, ...], Change] = {}
     for change in changes:
-        _check_writable(change)
+        check_writable(change)
         first = owners.setdefault(storage_key(change.parameter), change)
         if change.parameter.numel() and first is not change:
             raise _refuse(

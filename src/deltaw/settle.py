@@ -13,6 +13,7 @@ from deltaw.errors import TargetError, TieError
 from deltaw.initialize import INITIALIZATIONS
 from deltaw.layers import Kind, kind_of
 from deltaw.layers.readers import readers_above
+from deltaw.reports import plural
 from deltaw.sites import Part, Plan, Rows, Site
 from deltaw.ties import User, storage_key, users_of_weights
 from deltaw.tree import parent_of
@@ -80,6 +81,19 @@ def _refuse_readers(tree: View, path: str) -> None:
         expected="a module whose own forward is called",
         hint=f"exclude=[{leaf!r}].",
     )
+
+
+def _refuse_own(path: str, module: nn.Module) -> None:
+    """Refuse layers that bring a low-rank update of their own, such as those of ``deltaw.loralib``."""
+    why = getattr(module, "deltaw_refusal", None)
+    if why is not None:
+        raise TargetError(
+            "this layer cannot wear an adapter",
+            where=f"module '{path}'",
+            got=f"{type(module).__module__}.{type(module).__name__}: {why}",
+            expected="a layer without factors of its own",
+            hint=f"deltaw.loralib.detach(model) gives the plain layers back first; or exclude={[path]!r}.",
+        )
 
 
 def _refuse_update(path: str, module: nn.Module, kind: Kind, config: LoRAConfig, parts: tuple[Part, ...]) -> None:
@@ -239,7 +253,7 @@ def finish(tree: View, config: LoRAConfig, chosen: Chosen) -> Plan:
         biases=tuple(chosen.biases),
         matched=chosen.matched,
         total=tree.total(),
-        notes=tuple(chosen.notes + _remarks(sites, config)),
+        notes=tuple(chosen.notes + _remarks(sites, config) + _frozen(tree)),
         tokens=tokens,
         readers=tuple((path, tree.model.get_submodule(path)) for path in readers),
     )
@@ -257,6 +271,7 @@ def _site(
     kind = kind_of(module)
     assert kind is not None
     _refuse_readers(tree, path)
+    _refuse_own(path, module)
     _refuse_update(path, module, kind, config, choice.parts)
     if choice.raw:
         _refuse_raw(path, module, kind, choice.parts)
@@ -371,6 +386,17 @@ def _rows(
             hint="untie the weights first.",
         )
     return Rows(path=path, module=module, index=index, twins=twins)
+
+
+def _frozen(tree: View) -> list[str]:
+    """A word on low-rank layers that are a part of the base: attach freezes all of it."""
+    own = [path for path, module in tree.modules.items() if getattr(module, "deltaw_refusal", None) is not None]
+    if not own:
+        return []
+    return [
+        f"{plural(len(own), 'layer')} of deltaw.loralib belong to the base and are frozen with it ('{own[0]}', ...); "
+        "deltaw.loralib.mark_only_lora_as_trainable trains them beside the adapter"
+    ]
 
 
 def _remarks(sites: list[Site], config: LoRAConfig) -> list[str]:

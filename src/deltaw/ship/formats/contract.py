@@ -29,6 +29,7 @@ class Source:
         tensors: key -> tensor, on the CPU, wrappers taken off.
         config: what stood beside it (``adapter_config.json``, the YAML files of litgpt), or nothing.
         metadata: safetensors metadata.
+        stated: what a pickled state dict says of its modules beside their tensors, path -> notes.
         path: the file that holds the tensors.
         notes: what reading it left aside.
     """
@@ -37,6 +38,7 @@ class Source:
     path: Path
     config: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
+    stated: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

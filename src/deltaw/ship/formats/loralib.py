@@ -2,7 +2,7 @@
 
 Linear: A (r, I), B (O, r). Embedding: A (r, V), B (D, r). MergedLinear: A (n * r, I), B (O / len * n, r) for the n
 enabled of len parts. Conv2d: A (r * k, I * k), B (O / groups * k, r * k), whose product is reshaped to the weight.
-Neither alpha, nor the kind of layer, nor the enabled parts are stored.
+Neither alpha, nor the kind of layer, nor the enabled parts are stored, unless deltaw's own face wrote the file.
 
 Source: microsoft/LoRA, loralib/layers.py.
 """
@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from deltaw.loralib.files import told
 from deltaw.ship.formats.contract import Ask, Format, Source, need_alpha
 from deltaw.ship.formats.draft import Draft, Update, zero_blocked
 from deltaw.ship.formats.litgpt import STEM
@@ -43,7 +45,10 @@ def _read(source: Source, ask: Ask, draft: Draft) -> None:
             factors.setdefault(path, {})[leaf] = tensor
         else:
             rest[key] = tensor
-    alpha = need_alpha(ask, draft, "loralib")
+    notes, _ = told(source.metadata, source.stated, source.path)
+    alphas = {path: float(note["lora_alpha"]) for path, note in notes.items() if "lora_alpha" in note}
+    if not factors.keys() <= alphas.keys():
+        alphas = {**dict.fromkeys(factors, need_alpha(ask, draft, "loralib")), **alphas}
     if draft.tree is None or not any(node.kind for node in draft.tree.nodes.values()):
         draft.notes.append(
             "no model says what kind a layer is: every pair was taken as a Linear's, an Embedding's would look the same"
@@ -51,13 +56,18 @@ def _read(source: Source, ask: Ask, draft: Draft) -> None:
     for path, parts in factors.items():
         pair = draft.pair(path, parts.get("lora_A"), parts.get("lora_B"))
         if pair is not None:
-            _add(draft, ask, path, pair, alpha)
+            enable = notes.get(path, {}).get("enable_lora")
+            said = ask if enable is None else replace(ask, enable=tuple(enable))
+            _add(draft, said, path, pair, alphas[path])
     _beside(draft, ask, rest, set(factors))
 
 
 def _add(draft: Draft, ask: Ask, path: str, pair: tuple[Tensor, Tensor], alpha: float) -> None:
     lora_A, lora_B = pair
     node = draft.node(path)
+    if lora_A.dim() > 2:  # deltaw's own convolutions
+        draft.add(path, Update(lora_A=lora_A, lora_B=lora_B, alpha=alpha, origin=path))
+        return
     if node is not None and len(node.shape) > 2:
         made = _convolution(lora_A, lora_B, node)
         if made is None:

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
 from deltaw.errors import CheckpointError, nearest
+from deltaw.held import read_held
 from deltaw.ship.formats.contract import Source
 
 __all__ = ["read_source"]
@@ -25,11 +20,7 @@ _NAMES = (
 )  # fmt: skip
 """Files that hold an adapter by their name, surest first."""
 _ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".lora")
-_WRAPPERS = ("model_state_dict", "state_dict", "model", "adapter")
-"""Keys under which training scripts put the tensors."""
 _BESIDE = ("adapter_config.json", "hyperparameters.yaml", "model_config.yaml")
-_PREFIXES = ("module.", "_orig_mod.")
-"""What DataParallel and torch.compile put before every name."""
 
 
 def read_source(path: str | Path) -> Source:
@@ -46,16 +37,15 @@ def read_source(path: str | Path) -> Source:
     """
     place = Path(path).expanduser()
     file = _find(place)
-    tensors, config, metadata, notes = _tensors(file)
-    tensors, prefix = _without_prefix(tensors)
-    if prefix:
-        notes.append(f"'{prefix}' was taken off every name")
+    held = read_held(file)
+    notes = [f"'{held.prefix}' was taken off every name"] if held.prefix else []
     return Source(
-        tensors=tensors,
+        tensors=held.tensors,
         path=file,
-        config={**_beside(file.parent), **config},
-        metadata=metadata,
-        notes=tuple(notes),
+        config={**_beside(file.parent), **held.config},
+        metadata=held.metadata,
+        stated=held.stated,
+        notes=(*held.notes, *notes),
     )
 
 
@@ -85,81 +75,6 @@ def _find(place: Path) -> Path:
             hint="name the file itself.",
         )
     return found[0]
-
-
-def _tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, str], list[str]]:
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(str(file), framework="pt") as opened:
-                # ``keys`` is a method of the handle, which is no mapping
-                names = list(opened.keys())
-                return {key: opened.get_tensor(key) for key in names}, {}, dict(opened.metadata() or {}), []
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise _refused(file, error) from None
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, zipfile.BadZipFile, KeyError) as error:
-        raise CheckpointError(
-            "the tensors cannot be read",
-            where=str(file),
-            got=f"{type(error).__name__}: {_first_sentence(error)}",
-            expected="a safetensors file, or a pickle of tensors, complete",
-            hint="the file is cut off or damaged; copy or download it again.",
-        ) from None
-    tensors, config, notes = _unwrapped(loaded, file)
-    return tensors, config, {}, notes
-
-
-def _first_sentence(error: Exception) -> str:
-    return (str(error).splitlines() or ["no message"])[0].partition(". ")[0][:160]
-
-
-def _refused(file: Path, error: pickle.UnpicklingError) -> CheckpointError:
-    """A pickle may call any function; torch refuses those that are not about tensors."""
-    text = " ".join(str(error).split())
-    found = re.search(r"GLOBAL `?([\w.]+)", text)
-    got = f"the file asks to load {found.group(1)}" if found else "bytes that are no pickle of tensors"
-    return CheckpointError(
-        "the file holds more than tensors, or is damaged",
-        where=str(file),
-        got=got,
-        expected="a pickle of tensors alone: anything else could run code on this machine",
-        hint="deltaw does not run it; ask for a safetensors file, or save the state dict alone with torch.save.",
-    )
-
-
-def _unwrapped(loaded: object, file: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[str]]:
-    """Take the tensors out of what a training script put around them."""
-    notes: list[str] = []
-    config: dict[str, Any] = {}
-    while isinstance(loaded, Mapping):
-        inner = next((key for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
-            break
-        others = sorted(str(key) for key in loaded if key != inner)
-        stated = loaded.get("adapter_config")
-        config.update(stated if isinstance(stated, Mapping) else {})
-        others = [key for key in others if key != "adapter_config"]
-        if others:
-            notes.append(f"the tensors stood under '{inner}'; beside it, not read: {', '.join(others[:6])}")
-        loaded = loaded[inner]
-    if not isinstance(loaded, Mapping) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        kinds = sorted({type(v).__name__ for v in loaded.values()}) if isinstance(loaded, Mapping) else []
-        raise CheckpointError(
-            "the file holds no dictionary of tensors",
-            where=str(file),
-            got=f"{type(loaded).__name__}" + (f" of {', '.join(kinds[:4])}" if kinds else ""),
-            expected="name -> tensor, plain or under " + ", ".join(map(repr, _WRAPPERS)),
-            hint="save the adapter's state dict alone with torch.save, or convert it to safetensors.",
-        )
-    return {str(key): value for key, value in loaded.items()}, config, notes
-
-
-def _without_prefix(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    taken = ""
-    while tensors and (prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in tensors)), "")):
-        tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-        taken += prefix
-    return tensors, taken
 
 
 def _beside(directory: Path) -> dict[str, Any]:

@@ -1,0 +1,248 @@
+"""Conv1d, Conv2d and Conv3d: A is a convolution of r channels with the base's own kernel, B mixes its channels.
+
+That update has rank r and r (I / groups * kernel + O / groups) values, for any kernel and any groups. The original's
+Conv2d has another one, a product (O / groups * k, r k) (r k, I k) that is reshaped to the kernel; ``reshaped=True`` is
+that layout, for the checkpoints that were written with it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deltaw.errors import CheckpointError, ConfigError
+from deltaw.functional import add_term
+from deltaw.layers import KINDS, Kind
+from deltaw.loralib.base import Adapted, Self
+from deltaw.loralib.take import refuse_base, take
+
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvLoRA"]
+
+_BASES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SAME = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+
+
+class ConvLoRA(Adapted):
+    """What the three convolutions have in common."""
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, ...]
+    groups: int
+    reshaped: bool
+
+    def _kind(self) -> Kind:
+        return KINDS["Conv"]
+
+    def _grow_kernel(self, r: int, reshaped: bool) -> None:
+        """Make factors of the one layout or the other, and draw all values."""
+        self.reshaped = reshaped and r > 0
+        kernel, groups = self.kernel_size, self.groups
+        if self.reshaped:
+            shape_A = (r * kernel[0], self.in_channels * kernel[0])
+            shape_B = (self.out_channels // groups * kernel[0], r * kernel[0])
+            if shape_A[1] * shape_B[0] != self.weight.numel() or len(set(kernel)) > 1:
+                raise self._refuse(
+                    "reshaped=True", f"a kernel of {kernel}", "a square kernel of two axes",
+                    "leave reshaped out; the original cannot run this kernel either.",
+                )  # fmt: skip
+            self._grow(shape_A, shape_B)
+        elif r > 0:
+            if r % groups:
+                raise self._refuse(
+                    f"r={r}", f"{groups} groups", f"a rank that the groups share evenly: a multiple of {groups}",
+                    f"use r={groups}, or reshaped=True for the original's layout.",
+                )  # fmt: skip
+            shapes = self._kind().shapes(self, r, self.in_channels, self.out_channels)
+            self._grow(*shapes)
+        self.reset_parameters()
+
+    def _refuse(self, setting: str, got: str, expected: str, hint: str) -> ConfigError:
+        where = f"{type(self).__name__}({setting})"
+        return ConfigError(
+            "this convolution cannot have such factors", where=where, got=got, expected=expected, hint=hint
+        )
+
+    def _whole(self) -> Tensor:
+        """The original's reading of its factors: the product, reshaped to the kernel."""
+        return (self.lora_B @ self.lora_A).view(self.weight.shape)
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        if not self.reshaped:
+            return self.lora_A, self.lora_B
+        # as a convolution that product is an A of its own, which B passes on as it is
+        rows = self.out_channels // self.groups
+        passing = torch.eye(rows, dtype=self.lora_A.dtype, device=self.lora_A.device).repeat(self.groups, 1)
+        return self._whole(), passing.view(self.out_channels, rows, *(1 for _ in self.kernel_size))
+
+    def settings(self) -> dict[str, Any]:
+        """What a checkpoint must agree on.
+
+        Returns:
+            name -> value.
+        """
+        return {**super().settings(), "reshaped": self.reshaped}
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The convolution, and the update's term unless it is in the weight.
+
+        Args:
+            input: shape (batch, in_channels, ...) or (in_channels, ...).
+
+        Returns:
+            The output, as the torch layer has it.
+        """
+        speaks = self._speaks()
+        out: Tensor = super().forward(input)
+        if not speaks:
+            return out
+        kind, dropped = self._kind(), self.lora_dropout(input)
+        if self.reshaped:
+            return add_term(out, kind.down(self, dropped, self._whole(), out.dtype), self.scaling)
+        return add_term(out, kind.up(self, kind.down(self, dropped, self.lora_A, out.dtype), self.lora_B), self.scaling)
+
+    def plain(self) -> nn.Module:
+        """The torch convolution of these sizes, on the meta device.
+
+        Returns:
+            The layer.
+        """
+        cls: Any = _BASES[len(self.kernel_size) - 1]
+        same = {name: getattr(self, name) for name in _SAME}
+        made: nn.Module = cls(**same, bias=self.bias is not None, device="meta")
+        return made
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Read the names of every release: ``conv.weight`` (0.1.2), ``weight``, or both."""
+        for leaf in ("weight", "bias"):
+            inner = state_dict.pop(f"{prefix}conv.{leaf}", None)
+            if inner is not None:
+                state_dict.setdefault(f"{prefix}{leaf}", inner)
+        stored = state_dict.get(f"{prefix}lora_A")
+        if self.adapted and not self.reshaped and stored is not None and stored.dim() == 2 != self.lora_A.dim():
+            raise CheckpointError(
+                "these factors are reshaped to the kernel, and this layer's are not",
+                where=f"layer '{prefix[:-1]}'",
+                got=f"lora_A {tuple(stored.shape)}, as the original's Conv2d stores it",
+                expected=f"lora_A {tuple(self.lora_A.shape)}",
+                hint="make the layer with reshaped=True.",
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    @classmethod
+    def from_base(
+        cls: type[Self], base: nn.Module, *, r: int, lora_alpha: float, lora_dropout: float = 0.0,
+        merge_weights: bool = True, reshaped: bool = False,
+    ) -> Self:  # fmt: skip
+        """Put an update beside the kernel of a convolution that exists; kernel and bias are its very parameters.
+
+        Args:
+            base: a convolution of torch of the same number of axes; put the new layer in its place.
+            r: rank of the update.
+            lora_alpha: numerator of the scaling.
+            lora_dropout: probability in [0, 1) of dropping entries of the update's input.
+            merge_weights: ``eval()`` adds the update to the kernel, ``train()`` takes it off again.
+            reshaped: factors in the layout of the original's Conv2d.
+
+        Returns:
+            The layer, in the mode of ``base``.
+
+        Raises:
+            TargetError: if it is another kind of layer, or one whose forward or weight is not torch's own.
+        """
+        if type(base) not in _BASES or not issubclass(cls, type(base)):
+            raise refuse_base(base, f"a plain nn.{cls.__name__}")
+        settings = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "merge_weights": merge_weights}
+        same = {name: getattr(base, name) for name in _SAME}
+        return take(cls, base, {**same, **settings, "reshaped": reshaped})
+
+
+class Conv1d(ConvLoRA, nn.Conv1d):
+    """nn.Conv1d with an update of rank r.
+
+    Args:
+        in_channels: channels of an input.
+        out_channels: channels of an output.
+        kernel_size: one number.
+        r: rank of the update, a multiple of the groups; 0 makes the plain layer.
+        lora_alpha: numerator of the scaling.
+        lora_dropout: probability in [0, 1) of dropping entries of the update's input while training.
+        merge_weights: ``eval()`` adds the update to the kernel, ``train()`` takes it off again.
+        reshaped: factors in the layout of the original's Conv2d, which is reshaped to the kernel.
+        **kwargs: further arguments of ``nn.Conv1d``.
+
+    Raises:
+        ConfigError: if the rank does not suit the groups, or the kernel the layout.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int], r: int = 0,
+        lora_alpha: float = 1, lora_dropout: float = 0.0, merge_weights: bool = True, *, reshaped: bool = False,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        nn.Conv1d.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
+        self._begin(r, lora_alpha, lora_dropout, merge_weights)
+        self._grow_kernel(r, reshaped)
+
+
+class Conv2d(ConvLoRA, nn.Conv2d):
+    """nn.Conv2d with an update of rank r.
+
+    Args:
+        in_channels: channels of an input.
+        out_channels: channels of an output.
+        kernel_size: one number, or one for each axis.
+        r: rank of the update, a multiple of the groups; 0 makes the plain layer.
+        lora_alpha: numerator of the scaling.
+        lora_dropout: probability in [0, 1) of dropping entries of the update's input while training.
+        merge_weights: ``eval()`` adds the update to the kernel, ``train()`` takes it off again.
+        reshaped: factors in the layout of the original's Conv2d, which is reshaped to the kernel.
+        **kwargs: further arguments of ``nn.Conv2d``.
+
+    Raises:
+        ConfigError: if the rank does not suit the groups, or the kernel the layout.
+
+    Example:
+        >>> layer = Conv2d(4, 8, 3, r=2)
+        >>> layer.lora_A.shape, layer.lora_B.shape
+        (torch.Size([2, 4, 3, 3]), torch.Size([8, 2, 1, 1]))
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], r: int = 0,
+        lora_alpha: float = 1, lora_dropout: float = 0.0, merge_weights: bool = True, *, reshaped: bool = False,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
+        self._begin(r, lora_alpha, lora_dropout, merge_weights)
+        self._grow_kernel(r, reshaped)
+
+
+class Conv3d(ConvLoRA, nn.Conv3d):
+    """nn.Conv3d with an update of rank r.
+
+    Args:
+        in_channels: channels of an input.
+        out_channels: channels of an output.
+        kernel_size: one number, or one for each axis.
+        r: rank of the update, a multiple of the groups; 0 makes the plain layer.
+        lora_alpha: numerator of the scaling.
+        lora_dropout: probability in [0, 1) of dropping entries of the update's input while training.
+        merge_weights: ``eval()`` adds the update to the kernel, ``train()`` takes it off again.
+        reshaped: factors in the layout of the original's Conv2d, which is reshaped to the kernel.
+        **kwargs: further arguments of ``nn.Conv3d``.
+
+    Raises:
+        ConfigError: if the rank does not suit the groups, or the kernel the layout.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int, int], r: int = 0,
+        lora_alpha: float = 1, lora_dropout: float = 0.0, merge_weights: bool = True, *, reshaped: bool = False,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        nn.Conv3d.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
+        self._begin(r, lora_alpha, lora_dropout, merge_weights)
+        self._grow_kernel(r, reshaped)
