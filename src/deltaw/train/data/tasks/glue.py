@@ -21,7 +21,7 @@ __all__ = ["TASKS"]
 _NLI = ("entailment", "neutral", "contradiction")
 _TWO = ("entailment", "not_entailment")
 _CARD = "the benchmark's card (nyu-mll/glue)"
-_PAPER = License(terms="permissive, per data set", by="the paper, appendix C, on GLUE as a whole")
+_WHOLE = License(terms="other: that of each source", by=_CARD)
 _UNSTATED = License(terms="none stated", by="the files themselves")
 
 
@@ -100,7 +100,7 @@ def _mnli() -> Task:
     same = {name: name for name in _NLI}
     plain = _task(
         "mnli", "MNLI", ("sentence1", "sentence2"), "gold_label", same, (392_702, 0),
-        (License(terms="several, per genre", by="the data set's paper"), _PAPER),
+        (_WHOLE,),
     )  # fmt: skip
     read = _reader(("sentence1", "sentence2"), "gold_label", same, "MNLI tsv")
     valid = {
@@ -138,7 +138,7 @@ def _drawn(whole: Task, count: int, suffix: str) -> Task:
     return dataclasses.replace(
         whole,
         name=f"{whole.name}_{suffix}",
-        title=f"{whole.title}, {part}",
+        title=f"{count:,} rows of {whole.title}",
         splits={**whole.splits, "train": train},
         subset=f"{part}; {whole.subset}" if whole.subset else part,
         draw=count,
@@ -147,32 +147,32 @@ def _drawn(whole: Task, count: int, suffix: str) -> Task:
 
 
 _SST2 = _task(
-    "sst2", "SST-2", ("sentence",), "label", {"0": "negative", "1": "positive"}, (67_349, 872), (_UNSTATED, _PAPER)
+    "sst2", "SST-2", ("sentence",), "label", {"0": "negative", "1": "positive"}, (67_349, 872), (_UNSTATED, _WHOLE)
 )
 _COLA = _task(
     "cola", "CoLA", ("sentence",), "label", {"0": "unacceptable", "1": "acceptable"}, (8_551, 1_043),
-    (_UNSTATED, _PAPER),
+    (_UNSTATED, _WHOLE),
 )  # fmt: skip
 _MRPC = _task(
     "mrpc", "MRPC", ("#1 String", "#2 String"), "Quality", {"0": "not_equivalent", "1": "equivalent"}, (3_668, 408),
-    (_UNSTATED, _PAPER), ("a widely copied train.tsv has 3,667 rows: the pair 2750203/2750153 is not in it",),
+    (_UNSTATED, _WHOLE), ("a widely copied train.tsv has 3,667 rows: the pair 2750203/2750153 is not in it",),
 )  # fmt: skip
 _STSB = _task(
     "stsb", "STS-B", ("sentence1", "sentence2"), "score", None, (5_749, 1_500),
-    (License(terms="CC BY-SA 4.0 for the scores; per source for the texts", by="its LICENSE.txt"), _PAPER),
+    (License(terms="CC BY-SA 4.0 for the scores; per source for the texts", by="its LICENSE.txt"), _WHOLE),
 )  # fmt: skip
 _QQP = _task(
     "qqp", "QQP", ("question1", "question2"), "is_duplicate", {"0": "not_duplicate", "1": "duplicate"},
-    (363_846, 40_430), (_UNSTATED, _PAPER),
-    ("the released train.tsv has lines with too few fields; training on it needs --bad-rows drop",),
+    (363_846, 40_430), (_WHOLE,),
+    ("the released train.tsv is reported to have lines with too few fields; training on it then needs --bad-rows drop",),
 )  # fmt: skip
 _QNLI = _task(
     "qnli", "QNLI", ("question", "sentence"), "label", {name: name for name in _TWO}, (104_743, 5_463),
-    (License(terms="CC BY-SA 4.0", by="SQuAD, whose paragraphs it uses"), _PAPER),
+    (License(terms="CC BY-SA 4.0", by="SQuAD, whose paragraphs it uses; not stated in these files"), _WHOLE),
 )  # fmt: skip
 _RTE = _task(
     "rte", "RTE", ("sentence1", "sentence2"), "label", {name: name for name in _TWO}, (2_490, 277),
-    (_UNSTATED, _PAPER),
+    (_UNSTATED, _WHOLE),
 )  # fmt: skip
 _MNLI = _mnli()
 _MNLI_9K = _subset(_MNLI, "MNLI_9k")

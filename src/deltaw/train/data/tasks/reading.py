@@ -99,7 +99,8 @@ class TaskRows(Rows):
         """
         names = [file.shown for file in self.found]
         shown = ", ".join(names) if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more files"
-        return f"task {self.task.name} ({self.task.title}), split {self.split}, {len(self):,} rows of {shown}"
+        drawn = f" drawn with {self._given}" if self._given else ""
+        return f"task {self.task.name} ({self.task.title}), split {self.split}, {len(self):,} rows{drawn} of {shown}"
 
     def examples(self) -> Iterator[Generation | Labelled]:
         """Read the rows as values.
@@ -234,9 +235,7 @@ def read_task(
     return rows.select(_drawn(rows, seed)) if drawn else rows
 
 
-def _open(
-    task: Task, place: Path, split: str, cache_dir: str | Path | None
-) -> tuple[Layout, TaskSource, list[File]]:
+def _open(task: Task, place: Path, split: str, cache_dir: str | Path | None) -> tuple[Layout, TaskSource, list[File]]:
     located = locate(task, place, split, cache_dir)
     if located is None:
         raise _absent(task, place, split, cache_dir)
@@ -246,13 +245,10 @@ def _open(
 
 def _absent(task: Task, place: Path, split: str, cache_dir: str | Path | None) -> DataError:
     wanted = " or ".join(" with ".join(layout.files) for layout in task.splits[split].layouts)
-    others = [
-        other.name
-        for other in TASKS.values()
-        if other.subset and not other.draw and other.format is task.format and locate(other, place, split, cache_dir)
-    ] if split in ("train", "valid") or split.startswith("valid") else []  # fmt: skip
+    of_it = [other for other in TASKS.values() if other.subset.endswith(f" {task.title}") and not other.draw]
+    others = [other.name for other in of_it if split in other.splits and locate(other, place, split, cache_dir)]
     hint = f"pass the folder that holds them, or one above it that has {task.folders[0]}/."
-    if others and not task.subset:
+    if others:
         hint = f"this directory holds a subset; name it as one: --task {others[0]}."
     return DataError(
         f"the files of task {task.name}, split {split}, are not there",

@@ -12,6 +12,7 @@ from deltaw.train.data.tasks.files import File
 
 __all__ = ["EmptyText", "Held", "Joined", "Mapped", "TaskSource", "column", "text"]
 
+
 class EmptyText(RowProblem):
     """A record has an empty text among its texts.
 

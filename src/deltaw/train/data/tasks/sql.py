@@ -53,7 +53,9 @@ class Query:
             conditions = tuple((int(at), int(operator), _value(given)) for at, operator, given in value["conds"])
             query = cls(select=int(value["sel"]), aggregate=int(value["agg"]), conditions=conditions)
         except (KeyError, TypeError, ValueError) as error:
-            raise _error("a query cannot be read", str(value), '{"sel": 0, "agg": 0, "conds": [[0, 0, "x"]]}') from error
+            raise _error(
+                "a query cannot be read", str(value), '{"sel": 0, "agg": 0, "conds": [[0, 0, "x"]]}'
+            ) from error
         operators = [operator for _, operator, _ in conditions]
         if query.aggregate not in range(len(AGGREGATES)) or any(item not in range(3) for item in operators):
             raise _error("a query cannot be read", str(value), "agg from 0 to 5, operators from 0 to 2")
@@ -165,7 +167,7 @@ def parse_sql(text: str, header: Sequence[str]) -> Query:
         Query(select=1, aggregate=1, conditions=())
     """
     names = column_names(header)
-    form = "SELECT [AGGREGATE](\"column\") FROM table [WHERE \"column\" = 'value' [AND ...]]"
+    form = 'SELECT [AGGREGATE]("column") FROM table [WHERE "column" = \'value\' [AND ...]]'
     head = _HEAD.match(text)
     if head is None:
         raise _error("a text is no query", text, form)

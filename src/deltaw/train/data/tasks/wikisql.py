@@ -300,4 +300,3 @@ TASK = Task(
     ),
     counted="as the paper states them; counted in text2sql-data's file",
 )
-
