@@ -12,6 +12,7 @@ import click
 
 from deltaw.cli._common import Output, common_options, hush, next_commands
 from deltaw.cli._fields import field_options, take_fields
+from deltaw.cli._tasks import Asked, Read, other_split, read_rows, task_options
 from deltaw.train.config import DataConfig
 from deltaw.train.fields import specs
 
@@ -28,9 +29,11 @@ class _Opened:
     """A tokenizer, the rows and what they mean."""
 
     config: DataConfig
+    asked: Asked
     tokenizer: Any
     rows: Rows
     format: Format
+    labels: tuple[str, ...]
     max_length: int
     length_reason: str
 
@@ -50,7 +53,7 @@ def _shared(*skip: str) -> Callable[[Any], Any]:
         for option in (
             common_options,
             field_options(DataConfig, "data", skip=("valid_fraction", "shuffle_pairs", *skip)),
-            click.option("--task", type=click.Choice(["classification", "regression"]), help="What the labels are."),
+            task_options("train"),
             click.option("--model", required=True, help="Hub name, model directory, or one with a tokenizer only."),
         ):
             function = option(function)
@@ -63,13 +66,14 @@ def _shared(*skip: str) -> Callable[[Any], Any]:
 @_shared("valid", "max_truncated")
 @click.option("--rows", "count", type=click.IntRange(1), default=3, show_default=True, help="How many rows.")
 @click.option("--skip", type=click.IntRange(0), default=0, show_default=True, help="Rows to pass over first.")
-def show(*, model: str, task: str | None, count: int, skip: int, quiet: bool, as_json: bool, **flags: Any) -> None:
+def show(*, model: str, count: int, skip: int, quiet: bool, as_json: bool, **flags: Any) -> None:
     """Print examples with the trained tokens marked: green, and between [[ and ]]."""
     out = Output(quiet=quiet, as_json=as_json)
-    opened = _open(model, task, flags)
+    opened = _open(model, flags)
     dataset = _tokenize(opened, _picked(opened, skip, count), count_only=True)
     examples = list(_examples(opened, dataset, skip, skip + count))
     out.say(f"data      {opened.rows.path} ({opened.rows.kind}, {len(opened.rows):,} rows)")
+    out.say(*(f"note      {note}" for note in opened.rows.notes))
     out.say(f"format    {opened.format.name}: {opened.format.reason}")
     if opened.format.task == "causal":
         out.say(f"template  {dataset.report.template}")
@@ -79,7 +83,7 @@ def show(*, model: str, task: str | None, count: int, skip: int, quiet: bool, as
             "", f"{example['place']}: {example['tokens']:,} tokens, {example['trained']:,} trained{example['label']}"
         )
         _print(out, example["marked"])
-    out.say("", next_commands(f"deltaw data check --model {shlex.quote(model)} {_typed(opened.config)}"))
+    out.say("", next_commands(f"deltaw data check --model {shlex.quote(model)} {_typed(opened, same_split=True)}"))
     out.finish({
         "format": opened.format.name, "task": opened.format.task, "reason": opened.format.reason,
         "examples": [{**example, "marked": str(example["marked"])} for example in examples],
@@ -88,46 +92,58 @@ def show(*, model: str, task: str | None, count: int, skip: int, quiet: bool, as
 
 @command.command("check")
 @_shared()
-def check(*, model: str, task: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
+def check(*, model: str, quiet: bool, as_json: bool, **flags: Any) -> None:
     """Tokenize a whole file and report what becomes of its rows."""
-    from deltaw.train.data import detect, load_rows, note_overlap
+    from deltaw.train.data import note_overlap
 
     out = Output(quiet=quiet, as_json=as_json)
-    opened = _open(model, task, flags)
+    opened = _open(model, flags)
     dataset = _tokenize(opened, opened.rows)
     reports = {"train": dataset.report}
     config = opened.config
     if config.valid is not None:
-        held = load_rows(config.valid, separator=config.separator, cache_dir=config.cache_dir)
-        found = detect(held, format=opened.format.name, columns=config.columns, task=opened.format.task)
-        other = dataclasses.replace(opened, rows=held, format=found)
-        valid = _tokenize(other, held, labels=dataset.labels or None)
+        held = _held(opened, config.valid)
+        other = dataclasses.replace(opened, rows=held.rows, format=held.format)
+        valid = _tokenize(other, held.rows, labels=dataset.labels or None)
         note_overlap(dataset, valid)
         reports["valid"] = valid.report
     for report in reports.values():
         out.say(report, *_histogram(report.histogram), "")
-    out.say(next_commands(f"deltaw train --model {shlex.quote(model)} {_typed(config)}"))
+    out.say(next_commands(f"deltaw train --model {shlex.quote(model)} {_typed(opened)}"))
     out.finish(reports)
 
 
-def _open(model: str, task: str | None, flags: dict[str, Any]) -> _Opened:
-    from deltaw.errors import ConfigError
-    from deltaw.train.data import context_length, detect, load_rows, load_tokenizer
+def _held(opened: _Opened, valid: str) -> Read:
+    """The validation rows: another file, or another split of the task."""
+    from deltaw.train.data import detect, load_rows
 
+    config = opened.config
+    if opened.asked.words():
+        return other_split(config, opened.asked, valid)
+    rows = load_rows(valid, separator=config.separator, cache_dir=config.cache_dir)
+    found = detect(rows, format=opened.format.name, columns=config.columns, task=opened.format.task)
+    return Read(rows=rows, format=found)
+
+
+def _open(model: str, flags: dict[str, Any]) -> _Opened:
+    from deltaw.errors import ConfigError
+    from deltaw.train.data import context_length, load_tokenizer
+
+    asked = Asked(task=flags.pop("task"), split=flags.pop("split"), seed=flags.pop("seed"), usual="train")
     config = DataConfig(**take_fields(DataConfig, "data", flags))
     if not config.path:
         hint = "deltaw data show --model DIR --data rows.jsonl"
         raise ConfigError("no data file is named", where="--data", got="nothing", expected="a path", hint=hint)
-    rows = load_rows(config.path, limit=config.limit, separator=config.separator, cache_dir=config.cache_dir)
-    format = detect(rows, format=config.format, columns=config.columns, task=task)
+    read = read_rows(config, asked)
     hush()
     tokenizer = load_tokenizer(model)
     length, reason = context_length(model, tokenizer)
     if config.max_length is not None:
         length, reason = config.max_length, "as asked"
     return _Opened(
-        config=config, tokenizer=tokenizer, rows=rows, format=format, max_length=length, length_reason=reason
-    )
+        config=config, asked=asked, tokenizer=tokenizer, rows=read.rows, format=read.format, labels=read.labels,
+        max_length=length, length_reason=reason,
+    )  # fmt: skip
 
 
 def _picked(opened: _Opened, skip: int, count: int) -> Rows:
@@ -162,7 +178,7 @@ def _tokenize(opened: _Opened, rows: Rows, *, labels: list[str] | None = None, c
         joiner=config.joiner,
         end_token=config.end_token,
         bad_rows=config.bad_rows,
-        labels=labels,
+        labels=labels or list(opened.labels) or None,
         cache_dir=config.cache_dir,
     )
 
@@ -189,9 +205,11 @@ def _examples(opened: _Opened, dataset: Dataset, start: int, stop: int) -> Itera
         }
 
 
-def _typed(config: DataConfig) -> str:
+def _typed(opened: _Opened, *, same_split: bool = False) -> str:
     """The settings as flags again, for the next command."""
-    words: list[str] = []
+    config, words = opened.config, list[str]()
+    if opened.asked.words():
+        words.append(opened.asked.words() if same_split else f"--task {opened.asked.task}")
     for spec in specs(DataConfig, "data"):
         value = getattr(config, spec.name)
         if value == spec.default:

@@ -12,6 +12,7 @@ import click
 from deltaw.cli._common import Output, common_options, hush, next_commands, plain
 from deltaw.cli._fields import field_options, take_fields
 from deltaw.cli._models import model_options, take_model
+from deltaw.cli._tasks import Asked, Read, read_rows, task_options
 from deltaw.errors import ConfigError, DataError
 from deltaw.train.config import DataConfig
 
@@ -28,13 +29,21 @@ SKIPPED = ("valid", "valid_fraction", "shuffle_pairs")
 @click.command("eval")
 @model_options
 @field_options(DataConfig, "data", skip=SKIPPED)
-@click.option("--task", type=click.Choice(["classification", "regression"]), help="What the labels are.")
+@task_options("valid")
 @click.option("--batch-tokens", type=click.IntRange(1), default=4096, show_default=True,
               help="Tokens in a batch at most, padding included.")  # fmt: skip
 @click.option("--rows", "rows_file", metavar="FILE", help="Write one JSON line for each row; the file must not exist.")
 @common_options
 def command(
-    *, task: str | None, batch_tokens: int, rows_file: str | None, quiet: bool, as_json: bool, **flags: Any
+    *,
+    task: str | None,
+    split: str | None,
+    seed: int | None,
+    batch_tokens: int,
+    rows_file: str | None,
+    quiet: bool,
+    as_json: bool,
+    **flags: Any,
 ) -> None:
     """Score a model on a data file, the base beside the adapter.
 
@@ -48,8 +57,9 @@ def command(
     choice = take_model(flags)
     given = take_fields(DataConfig, "data", flags)
     data = DataConfig(**given)
-    rows, kind = _read(data, task)
-    opened, examples = _prepare(choice, data, given, rows, kind)
+    asked = Asked(task=task, split=split, seed=seed, usual="valid")
+    read = _read(data, asked)
+    opened, examples = _prepare(choice, data, given, read.rows, read.format)
     out.say(*([opened.report] if opened.report is not None else []))
     out.say(examples.report)
     scores = _scores(opened, examples, batch_tokens)
@@ -59,7 +69,7 @@ def command(
     if target is not None:
         _write_rows(target, scores)
         out.say(f"wrote {len(examples):,} lines to {target}")
-    out.say(next_commands(*_next(opened, data)))
+    out.say(next_commands(*_next(opened, data, asked)))
     out.finish(
         {
             "model": opened.source,
@@ -71,14 +81,11 @@ def command(
     )
 
 
-def _read(data: DataConfig, task: str | None) -> tuple[Rows, Format]:
-    from deltaw.train.data import detect, load_rows
-
+def _read(data: DataConfig, asked: Asked) -> Read:
     if not data.path:
         hint = "deltaw eval --model DIR --data rows.jsonl"
         raise ConfigError("no data file is named", where="--data", got="nothing", expected="a path", hint=hint)
-    rows = load_rows(data.path, limit=data.limit, separator=data.separator, cache_dir=data.cache_dir)
-    return rows, detect(rows, format=data.format, columns=data.columns, task=task)
+    return read_rows(data, asked)
 
 
 def _prepare(
@@ -192,7 +199,9 @@ def _without_row(values: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != "row" and value is not None}
 
 
-def _next(opened: Opened, data: DataConfig) -> list[str]:
+def _next(opened: Opened, data: DataConfig, asked: Asked) -> list[str]:
+    if opened.adapter is None and asked.words():
+        return [f"deltaw train --model {opened.source} --task {asked.task} --data {data.path}"]
     if opened.adapter is None:
         return [f"deltaw train --model {opened.source} --data FILE --valid {data.path}"]
     return [

@@ -13,10 +13,23 @@ from typing import Any
 from deltaw.errors import ConfigError
 from deltaw.train.fields import FieldSpec, check_group, option, specs
 
-__all__ = ["SECTIONS", "AdapterConfig", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig"]
+__all__ = [
+    "SECTIONS",
+    "TASK_NAMES",
+    "AdapterConfig",
+    "DataConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "RunConfig",
+    "TrainConfig",
+]
 
 # The core's registries, which load torch: the command line reads its flags without it. A test keeps them equal.
 VARIANTS = ("lora", "dora", "lora_fa", "lora_bias", "vera")
+TASK_NAMES = (
+    "e2e", "webnlg", "dart", "sst2", "cola", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "mnli_9k", "qnli_9k",
+    "qqp_9k", "mnli_100", "mnli_1k", "mnli_10k", "mnli_9k_100", "mnli_9k_1k", "wikisql", "samsum",
+)  # fmt: skip
 INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "pissa_fast", "olora", "eva", "lora_ga")
 
 
@@ -27,8 +40,8 @@ class ModelConfig:
     path: str = option("", "base model: a local directory or a hub name", flag="--model")
     task: str = option(
         "auto",
-        "what the model is trained for; auto looks at the data",
-        choices=("auto", "causal", "classification", "regression"),
+        "what the model is trained for, or a task of the paper, whose directory is --data; auto looks at the data",
+        choices=("auto", "causal", "classification", "regression", *TASK_NAMES),
     )
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps; auto takes a GPU where there is one")
     dtype: str = option(
@@ -47,9 +60,13 @@ class DataConfig:
     """The rows, how they are read and which tokens are trained."""
 
     path: str = option(
-        "", "training rows: jsonl, json, csv, tsv, parquet (.gz too) or a datasets directory", flag="--data"
+        "",
+        "training rows: jsonl, json, csv, tsv, parquet (.gz too) or a datasets directory; a task's directory",
+        flag="--data",
     )
-    valid: str | None = option(None, "validation rows, same kinds of file; default: a fraction of the training rows")
+    valid: str | None = option(
+        None, "validation rows, same kinds of file; default: a fraction of the training rows, or a task's own split"
+    )
     valid_fraction: float | None = option(
         None, "fraction of the rows held out for validation; 0 holds out none", low=0.0, high=0.9
     )

@@ -30,6 +30,7 @@ from deltaw.train.probe import peak_memory
 from deltaw.train.report import RunReport, payload, shell
 from deltaw.train.sample import Sample, sample
 from deltaw.train.snapshot import Memory
+from deltaw.train.tasked import is_task
 from deltaw.train.wear import NAME
 
 __all__ = ["finish", "interrupted"]
@@ -119,7 +120,7 @@ def _save(ready: Ready, report: RunReport) -> RunReport:
     job = ready.job
     if job.config.adapter.method == "full":
         files = save_model(job)
-        command = f"deltaw eval --model {shell(job.output)} --data {shell(job.config.data.path)}"
+        command = f"deltaw eval --model {shell(job.output)} {data_words(job)}"
         return dataclasses.replace(report, files=files, applied="every weight was trained", next_commands=(command,))
     if not job.parameters:
         return dataclasses.replace(report, applied="nothing was trained: there is no adapter to save (control run)")
@@ -152,10 +153,24 @@ def _fidelity(job: Job) -> str:
     )
 
 
+def data_words(job: Job) -> str:
+    """Name the rows to score on, as flags.
+
+    Args:
+        job: the run.
+
+    Returns:
+        ``--data FILE``, or the task's flags.
+    """
+    data, task = job.config.data, job.config.model.task
+    if is_task(task):
+        return f"--task {task} --data {shell(data.path)} --split {data.valid or 'valid'}"
+    return f"--data {shell(data.valid or data.path)}"
+
+
 def _next(job: Job, *, learned: bool) -> tuple[str, ...]:
     model, adapter = shell(job.config.model.path), shell(job.output)
-    data = shell(job.config.data.valid or job.config.data.path)
-    lines = [f"deltaw eval --model {model} --adapter {adapter} --data {data}"]
+    lines = [f"deltaw eval --model {model} --adapter {adapter} {data_words(job)}"]
     if learned:
         lines.append(f"deltaw merge --model {model} --adapter {adapter} --output {adapter}-merged")
     if job.task == "causal":

@@ -33,12 +33,16 @@ class Source:
         format: what its rows mean.
         task: what the model is trained for.
         valid: the validation file and its format, or None.
+        labels: class names by position, where the task settles them.
+        valid_name: what the validation rows are called; empty where they are the file that the settings name.
     """
 
     rows: Rows
     format: Format
     task: str
     valid: tuple[Rows, Format] | None
+    labels: tuple[str, ...] = ()
+    valid_name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,10 @@ def open_rows(config: TrainConfig) -> Source:
         DataError: if a file or format is wrong, or the task does not fit the rows.
     """
     from deltaw.train.data import detect, load_rows
+    from deltaw.train.tasked import is_task, task_source
 
+    if is_task(config.model.task):
+        return task_source(config)
     data, task = config.data, None if config.model.task == "auto" else config.model.task
     options: dict[str, Any] = {"separator": data.separator, "cache_dir": data.cache_dir}
     rows = load_rows(data.path, limit=data.limit, **options)
@@ -114,7 +121,7 @@ def tokenize(config: TrainConfig, source: Source, tokenizer: Any, max_length: in
         "system": data.system, "joiner": data.joiner, "end_token": data.end_token, "bad_rows": data.bad_rows,
         "cache_dir": data.cache_dir,
     }  # fmt: skip
-    known = earlier_labels(config) if source.task == "classification" else None
+    known = (earlier_labels(config) or list(source.labels) or None) if source.task == "classification" else None
     whole = build(source.rows, source.format, tokenizer, labels=known, **options)
     labels = tuple(whole.labels)
     train, valid, reason = whole, None, "no validation rows: "
@@ -122,7 +129,7 @@ def tokenize(config: TrainConfig, source: Source, tokenizer: Any, max_length: in
         rows, kind = source.valid
         valid = build(rows, kind, tokenizer, labels=labels or None, **options)
         note_overlap(train, valid)
-        reason = f"validation on {len(valid):,} examples of {data.valid}"
+        reason = f"validation on {len(valid):,} examples of {source.valid_name or data.valid}"
     else:
         count = len(source.rows)
         share = data.valid_fraction

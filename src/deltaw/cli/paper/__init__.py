@@ -8,7 +8,13 @@ from deltaw.cli._group import LazyGroup, Verb
 
 __all__ = ["VERBS", "command"]
 
-VERBS: dict[str, Verb] = {}
+VERBS: dict[str, Verb] = {
+    "tasks": Verb(
+        section="Data",
+        module="deltaw.cli.paper.tasks",
+        line="The paper's tasks: files, sizes, checksums and licenses, against what is in a directory.",
+    ),
+}
 
 
 @click.command("paper", cls=LazyGroup, verbs=VERBS)
