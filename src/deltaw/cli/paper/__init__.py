@@ -8,7 +8,23 @@ from deltaw.cli._group import LazyGroup, Verb
 
 __all__ = ["VERBS", "command"]
 
-VERBS: dict[str, Verb] = {}
+VERBS: dict[str, Verb] = {
+    "decode": Verb(
+        section="Training",
+        module="deltaw.cli.paper.decode",
+        line="Answer the distinct inputs of a task by beam search.",
+    ),
+    "runs": Verb(
+        section="Training",
+        module="deltaw.cli.paper.runs",
+        line="Gather runs of several seeds: the best validation of each, median, mean and spread.",
+    ),
+    "recipe": Verb(
+        section="Training",
+        module="deltaw.cli.paper.recipe",
+        line="Print the settings of a table of the paper as a configuration file.",
+    ),
+}
 
 
 @click.command("paper", cls=LazyGroup, verbs=VERBS)
