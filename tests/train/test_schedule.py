@@ -58,7 +58,7 @@ def test_settings_that_nothing_would_read_are_refused() -> None:
 
     for optim, flag in (
         (OptimConfig(warmup=10, warmup_tokens=10), "--warmup-tokens"),
-        (OptimConfig(correct_bias=False), "--correct-bias"),
+        (OptimConfig(correct_bias=False), "--no-correct-bias"),
     ):
         with pytest.raises(ConfigError, match=flag):
             TrainConfig(model=ModelConfig(path="base"), data=DataConfig(path="rows"), optim=optim)

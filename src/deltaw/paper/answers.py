@@ -44,7 +44,8 @@ class Store:
     """
 
     def __init__(self, directory: Path, settings: Mapping[str, Any], *, overwrite: bool = False) -> None:
-        self.directory, self.answers, self.resumed = directory, {}, 0
+        self.directory = directory
+        self.answers: dict[int, Answer] = {}
         if directory.exists() and not directory.is_dir():
             raise ConfigError(
                 "the output is a file",
@@ -56,8 +57,8 @@ class Store:
         wanted = json.loads(json.dumps(settings))
         if not overwrite:
             self._check(wanted)
-            self.answers: dict[int, Answer] = _read(directory / ANSWERS)
-            self.resumed = len(self.answers)
+            self.answers = _read(directory / ANSWERS)
+        self.resumed = len(self.answers)
         directory.mkdir(parents=True, exist_ok=True)
         write_text(directory / SETTINGS, json.dumps(wanted, indent=2) + "\n")
         # what a killed run wrote in part is left out

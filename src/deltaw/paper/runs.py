@@ -244,11 +244,11 @@ def gather(runs: Sequence[Run], metric: str | None = None, best: str = "auto", *
     notes = _differences(runs, mixed)
     way = best if best != "auto" else "lowest" if chosen.rpartition(".")[2].lower() in LOWER else "highest"
     order = [chosen, *(name for name in common if name != chosen)]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for run in runs:
         step, epoch, values = _best(run, chosen, way)
-        rows.append({"run": str(run.path), "seed": run.seed, "step": step, "epoch": round(epoch, 4)}
-                    | {name: float(values[name]) for name in order})  # fmt: skip
+        place = {"run": str(run.path), "seed": run.seed, "step": step, "epoch": round(epoch, 4)}
+        rows.append({**place, **{name: float(values[name]) for name in order}})
     spread = {name: Spread.of([row[name] for row in rows]) for name in order}
     notes += [f"NOT FINISHED: {run.path}" for run in runs if not run.finished]
     return Gathered(metric=chosen, best=way, rows=tuple(rows), spread=spread, notes=tuple(notes))

@@ -74,7 +74,7 @@ class ReferenceAdamW(torch.optim.Optimizer):
     def _step(self, group: dict[str, Any], chosen: list[Tensor]) -> None:
         (beta1, beta2), lr = group["betas"], float(group["lr"])
         states = [self._started(parameter) for parameter in chosen]
-        gradients = [parameter.grad for parameter in chosen]
+        gradients = [parameter.grad for parameter in chosen if parameter.grad is not None]
         means = [state["exp_avg"] for state in states]
         squares = [state["exp_avg_sq"] for state in states]
         torch._foreach_mul_(means, beta1)

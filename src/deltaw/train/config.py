@@ -272,13 +272,15 @@ class TrainConfig:
         """Refuse a field that would not be read."""
         spec = spec_of(key)
         value = getattr(getattr(self, spec.section), spec.name)
+        # what is on by default was switched off
+        flag = f"--no-{spec.flag[2:]}" if spec.default is True else spec.flag
         if value != spec.default:
             raise ConfigError(
-                f"{spec.flag} {what}",
+                f"{flag} {what}",
                 where=spec.key,
                 got=repr(value),
                 expected=expected,
-                hint=f"drop {spec.flag}, {otherwise}",
+                hint=f"drop {flag}, {otherwise}",
             )
 
     def values(self) -> dict[str, dict[str, Any]]:
