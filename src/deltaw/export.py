@@ -168,6 +168,12 @@ def _collect(model: nn.Module, record: Record, name: str, stabilized: bool) -> _
     return written
 
 
+def _untrained(path: str, module: nn.Module, written: _Written) -> dict[str, Tensor]:
+    """A module's own tensors, without those that are written already because a part of it was trained."""
+    state = {f"{PREFIX}{path}.{key}": value for key, value in base_state(module).items()}
+    return {key: value for key, value in state.items() if key not in written.tensors}
+
+
 def export(model: nn.Module, record: Record, name: str) -> tuple[Adapter, list[str]]:
     """Make the value of a worn adapter.
 
@@ -190,9 +196,10 @@ def export(model: nn.Module, record: Record, name: str) -> tuple[Adapter, list[s
     base = getattr(getattr(model, "config", None), "_name_or_path", None)
     foreign["base_model_name_or_path"] = foreign.get("base_model_name_or_path") or base or None
     caught = _caught(present, copies, foreign["task_type"]) if copies else []
+    along = {path: _untrained(path, present[path], written) for path in caught}
+    caught = [path for path, state in along.items() if state]
     for path in caught:
-        state = base_state(present[path])
-        written.tensors |= {f"{PREFIX}{path}.{key}": value for key, value in state.items()}
+        written.tensors |= along[path]
     notes = [f"'{path}' is written along unchanged, since PEFT matches it by its ending" for path in caught]
     notes += [f"'{path}' is written as zeros, since PEFT adapts it too" for path in written.own.get("unworn", [])]
     named = {path: stated for path, stated in written.sites.items() if path not in unnamed}

@@ -49,7 +49,11 @@ def other(spec: FieldSpec) -> Any:
 
 
 def with_value(spec: FieldSpec, value: Any) -> TrainConfig:
-    beside = {"adapter.init_batches": {"init": "eva"}}.get(spec.key, {})
+    beside = {
+        "adapter.init_batches": {"init": "eva"},
+        "adapter.new_head": {"start": "earlier"},
+        "optim.correct_bias": {"optimizer": "adamw_reference"},
+    }.get(spec.key, {})
     return from_values(BASE, {spec.section: {**beside, spec.name: value}})
 
 

@@ -50,6 +50,10 @@ class ModelConfig:
         choices=("auto", "float32", "bfloat16"),
     )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: slower, less memory")
+    base_dropout: bool = option(True, "keep the base's own dropout in training; without it only the adapter's is left")
+    head_dropout: float | None = option(
+        None, "dropout before a classifier's head; default: the base's own", low=0.0, high=0.99
+    )
 
     def __post_init__(self) -> None:
         check_group(self, "model")
@@ -101,6 +105,7 @@ class AdapterConfig:
 
     method: str = option("lora", "train an adapter, or every weight for comparison", choices=("lora", "full"))
     start: str | None = option(None, "continue from this adapter directory", flag="--adapter")
+    new_head: bool = option(False, "with --adapter: leave its head behind and train a new one, for other labels")
     rank: int | None = option(None, "inner dimension of the adapter; 0 trains nothing (control)", low=0)
     alpha: float = option(32.0, "numerator of the scaling alpha / rank", above=0.0)
     targets: tuple[str, ...] = option(("all-linear",), "what is adapted (repeatable)", flag="--target")
@@ -142,6 +147,7 @@ class OptimConfig:
     lr: float | None = option(None, "peak learning rate", above=0.0, high=10.0)
     schedule: str = option("linear", "learning rate after the warm-up", choices=("constant", "linear", "cosine"))
     warmup: float = option(0.0, "warm-up: a number of steps, or a fraction of them where below 1", low=0.0)
+    warmup_tokens: int | None = option(None, "instead: warm-up in tokens of the run, padding left out", low=1)
     batch_size: int | None = option(None, "sequences per batch", low=1)
     batch_tokens: int | None = option(None, "instead: tokens per batch, padding included", low=1)
     packing: bool | None = option(
@@ -153,7 +159,14 @@ class OptimConfig:
     beta1: float = option(0.9, "AdamW's first beta", low=0.0, high=0.99999)
     beta2: float = option(0.999, "AdamW's second beta", low=0.0, high=0.9999999)
     eps: float = option(1e-8, "AdamW's epsilon", above=0.0)
-    weight_decay: float = option(0.0, "AdamW's weight decay, of matrices", low=0.0)
+    weight_decay: float = option(0.0, "AdamW's weight decay", low=0.0)
+    decay: str = option("matrices", "what the weight decay applies to", choices=("matrices", "all"))
+    optimizer: str = option(
+        "adamw",
+        "torch's AdamW, or that of the LoRA paper's scripts: epsilon before the bias correction, decay after the step",
+        choices=("adamw", "adamw_reference"),
+    )
+    correct_bias: bool = option(True, "Adam's bias correction; adamw_reference can go without")
     lora_plus: float = option(1.0, "learning rate of B over that of A (LoRA+); 1 is one rate for both", low=1e-3)
     clip: float = option(1.0, "largest gradient norm; 0 clips nothing", low=0.0)
     label_smoothing: float = option(
@@ -172,6 +185,7 @@ class RunConfig:
     seed: int = option(0, "seed of the initialization, the order of the rows and all dropout", low=0)
     threads: int | None = option(None, "CPU threads; results are bit-identical only at equal counts", low=1)
     eval_every: int | None = option(None, "validate every N steps; 0 only before and after", low=0)
+    eval_epochs: bool = option(False, "instead: validate at the end of every epoch")
     eval_limit: int | None = option(None, "validate on at most N rows", low=1)
     save_every: int | None = option(None, "save a state to resume from every N steps; 0 saves none", low=0)
     keep: int = option(2, "how many states are kept", low=1)
@@ -256,12 +270,18 @@ class TrainConfig:
         _exclusive("optim.batch_size", optim.batch_size, "optim.packing", optim.packing or None)
         _exclusive("data.valid", self.data.valid, "data.valid_fraction", self.data.valid_fraction)
         _exclusive("run.resume", run.resume, "run.overwrite", run.overwrite or None)
+        _exclusive("optim.warmup", optim.warmup or None, "optim.warmup_tokens", optim.warmup_tokens)
+        _exclusive("run.eval_every", run.eval_every, "run.eval_epochs", run.eval_epochs or None)
+        if optim.optimizer == "adamw":
+            self._unread("optim.correct_bias", "means nothing with --optimizer adamw", _CORRECTS, _REFERENCE)
         if adapter.method == "full":
-            for key in ("adapter.start", *_FRESH_ONLY, "optim.lora_plus"):
+            for key in ("adapter.start", "adapter.new_head", *_FRESH_ONLY, "optim.lora_plus"):
                 self._unread(key, "means nothing with --method full", _NO_ADAPTER, "or use --method lora")
         if adapter.start is not None:
             for key in _FRESH_ONLY:
                 self._unread(key, "cannot be changed when continuing from an adapter", _STORED, _DROP_START)
+        else:
+            self._unread("adapter.new_head", "means nothing without --adapter", _FRESH_HEAD, "or add --adapter DIR")
         if adapter.init not in _LOOK_AT_DATA and run.resume is None:
             self._unread("adapter.init_batches", f"means nothing with --init {adapter.init}", _NO_DATA, _LOOKING)
 
@@ -269,13 +289,15 @@ class TrainConfig:
         """Refuse a field that would not be read."""
         spec = spec_of(key)
         value = getattr(getattr(self, spec.section), spec.name)
+        # what is on by default was switched off
+        flag = f"--no-{spec.flag[2:]}" if spec.default is True else spec.flag
         if value != spec.default:
             raise ConfigError(
-                f"{spec.flag} {what}",
+                f"{flag} {what}",
                 where=spec.key,
                 got=repr(value),
                 expected=expected,
-                hint=f"drop {spec.flag}, {otherwise}",
+                hint=f"drop {flag}, {otherwise}",
             )
 
     def values(self) -> dict[str, dict[str, Any]]:
@@ -316,6 +338,8 @@ _FRESH_ONLY = tuple(f"adapter.{name}" for name in (
 ))  # fmt: skip
 _NO_ADAPTER = "no adapter fields: full fine-tuning trains every weight"
 _STORED, _DROP_START = "the value stored with the adapter", "or drop --adapter to start a fresh one"
+_CORRECTS, _REFERENCE = "true: torch's AdamW always corrects", "or use --optimizer adamw_reference"
+_FRESH_HEAD = "a fresh adapter, which has a new head wherever the base lacks one"
 _LOOK_AT_DATA = ("eva", "lora_ga")
 _NO_DATA, _LOOKING = "an initialization that looks at the data", "or use --init eva or --init lora_ga"
 

@@ -15,6 +15,7 @@ from deltaw.reports import plural
 from deltaw.train.batches import BatchPlan
 from deltaw.train.config import TrainConfig, spec_of
 from deltaw.train.habits import INIT_HABITS, OURS, VARIANT_HABITS, Habit
+from deltaw.train.schedule import token_warmup
 
 if TYPE_CHECKING:
     from deltaw.train.packable import Packing
@@ -168,7 +169,11 @@ FIXED = {
 }
 
 
-RARE = ("adapter.variant", "adapter.train_rows", "adapter.new_tokens", "optim.lora_plus", "optim.label_smoothing")
+ALWAYS_RARE = (
+    "optim.lora_plus", "optim.label_smoothing", "optim.optimizer", "optim.correct_bias", "optim.decay",
+    "model.base_dropout", "model.head_dropout",
+)  # fmt: skip
+RARE = ("adapter.variant", "adapter.train_rows", "adapter.new_tokens", *ALWAYS_RARE)
 LOOKING = "the leading directions settle early, and LoRA-GA's paper takes 64 rows (arXiv:2407.05000)"
 
 
@@ -196,7 +201,7 @@ def add_fixed(choices: Choices, config: TrainConfig, *, adapter: bool, task: str
         count = config.adapter.init_batches
         choices.add("adapter.init_batches", count if given else None, count, LOOKING)
     # what is off unless it is asked for needs no reason; said nowhere else
-    for key in RARE if adapter else ("optim.lora_plus", "optim.label_smoothing"):
+    for key in RARE if adapter else ALWAYS_RARE:
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
         if value != spec_of(key).default:
@@ -277,8 +282,10 @@ def _choose_steps(choices: Choices, config: TrainConfig, plan: BatchPlan) -> int
     return plan.steps(epochs)
 
 
-def choose_rest(choices: Choices, config: TrainConfig, facts: Facts, total: int, valid_rows: int) -> None:
-    """Settle the learning rate and how often the run validates and saves.
+def choose_rest(
+    choices: Choices, config: TrainConfig, facts: Facts, total: int, valid_rows: int, plan: BatchPlan | None = None
+) -> None:
+    """Settle the learning rate, its warm-up in tokens, and how often the run validates and saves.
 
     Args:
         choices: receives the choices.
@@ -286,13 +293,21 @@ def choose_rest(choices: Choices, config: TrainConfig, facts: Facts, total: int,
         facts: sizes of model and data.
         total: optimizer steps.
         valid_rows: validation examples.
+        plan: the batches, which a warm-up in tokens and validation by epochs are read from.
     """
     lr, reason = learning_rate_for(facts, total, config.adapter.method)
     for habit in _habits(config) if config.adapter.method == "lora" else []:
         lr, reason = (lr * habit.rate, f"{reason}; {habit.rate_reason}") if habit.rate_reason else (lr, reason)
     choices.add("optim.lr", config.optim.lr, lr, reason)
+    tokens = config.optim.warmup_tokens
+    if tokens is not None and plan is not None:
+        steps, seen = token_warmup(plan, total, tokens)
+        short = f"ALL steps: the run sees {seen:,} of the {tokens:,} tokens of its warm-up, and ends at its peak"
+        choices.add("optim.warmup", None, steps, f"steps for {tokens:,} tokens" if seen >= tokens else short)
     often = max(1, -(-total // 10))
-    if valid_rows:
+    if valid_rows and config.run.eval_epochs and plan is not None:
+        choices.add("run.eval_every", None, plan.steps(1), "the end of every epoch, as asked for")
+    elif valid_rows:
         choices.add("run.eval_every", config.run.eval_every, often, "ten validations in the run")
     else:
         choices.add("run.eval_every", None, 0, "there are no validation rows")

@@ -17,7 +17,7 @@ from deltaw.train.callbacks import Callback, StepRecord, ValidRecord
 from deltaw.train.evaluate import evaluate
 from deltaw.train.job import Job
 from deltaw.train.metrics import MetricsLog
-from deltaw.train.schedule import learning_rate, set_rate, warmup_steps
+from deltaw.train.schedule import learning_rate, set_rate, warmup_of
 from deltaw.train.snapshot import Memory, Moment, moment, rewind, take
 from deltaw.train.state import PREFIX, write_state
 from deltaw.train.wear import check_gradients, fill_state
@@ -66,7 +66,7 @@ class Loop:
     ) -> None:  # fmt: skip
         self.job, self.optimizer, self.memory, self.log, self.callback = job, optimizer, memory, log, callback
         self.saved, self.tokens, self.checked = saved, 0, False
-        self.warmup = warmup_steps(job.config.optim.warmup, job.total)
+        self.warmup = warmup_of(job.config.optim, job.plan, job.total)
 
     def run(self) -> Outcome:
         """Do the steps that are left.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deltaw.errors import DataError
 from deltaw.train.config import TrainConfig
 from deltaw.train.imprint import LABELS
+from deltaw.train.newhead import HINT
 
 if TYPE_CHECKING:
     from deltaw.train.data import Dataset, Example, Format, Rows
@@ -122,7 +123,10 @@ def tokenize(config: TrainConfig, source: Source, tokenizer: Any, max_length: in
         "cache_dir": data.cache_dir,
     }  # fmt: skip
     known = (earlier_labels(config) or list(source.labels) or None) if source.task == "classification" else None
-    whole = build(source.rows, source.format, tokenizer, labels=known, **options)
+    try:
+        whole = build(source.rows, source.format, tokenizer, labels=known, **options)
+    except DataError as error:
+        raise _other_labels(config, error, known) or error from None
     labels = tuple(whole.labels)
     train, valid, reason = whole, None, "no validation rows: "
     if source.valid is not None:
@@ -147,6 +151,21 @@ def tokenize(config: TrainConfig, source: Source, tokenizer: Any, max_length: in
     return Material(train=permuted, valid=valid, labels=labels, reason=reason, notes=(permuted.note,))
 
 
+def _other_labels(config: TrainConfig, error: DataError, known: list[str] | None) -> DataError | None:
+    """Word rows whose labels the head of the continued adapter does not have."""
+    from deltaw.train.data.labels import UNKNOWN_LABEL
+
+    if known is None or UNKNOWN_LABEL not in str(error):
+        return None
+    return DataError(
+        "the rows have labels that the adapter's head does not have",
+        where=f"{config.data.path}, with --adapter {config.adapter.start}",
+        got=error.got,
+        expected=f"labels among {', '.join(known)}",
+        hint=HINT,
+    )
+
+
 def earlier_labels(config: TrainConfig) -> list[str] | None:
     """Class names of the adapter that is continued: its head knows them in their order.
 
@@ -158,7 +177,7 @@ def earlier_labels(config: TrainConfig) -> list[str] | None:
     """
     import deltaw as dw
 
-    if config.adapter.start is None:
+    if config.adapter.start is None or config.adapter.new_head:
         return None
     found = dw.Adapter.open(Path(config.adapter.start).expanduser()).metadata.get(LABELS)
     return None if found is None else [str(name) for name in json.loads(found)]

@@ -15,6 +15,7 @@ from deltaw.train.batches import BatchPlan, eval_batches
 from deltaw.train.callbacks import Callback
 from deltaw.train.config import TrainConfig
 from deltaw.train.defaults import Choices, Facts
+from deltaw.train.dropping import settle_dropout
 from deltaw.train.imprint import PromptForm, imprint
 from deltaw.train.isolation import Isolation
 from deltaw.train.job import Job
@@ -88,7 +89,11 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
     )
     job = _job(config, choices, loaded, source.task, material, wearing, tokenizer, facts, batching)
     job = dataclasses.replace(job, new_tokens=new.texts)
-    notes = [*material.notes, *([batching.packing.note] if batching.packing and batching.packing.note else [])]
+    notes = [
+        *material.notes,
+        *wearing.told,
+        *([batching.packing.note] if batching.packing and batching.packing.note else []),
+    ]
     lines = [*loaded.notes, *grown, *notes, *wearing.notes]
     callback.on_section("model", "\n".join([*_describe(config, loaded), padding, wearing.summary, *lines]))
     callback.on_section("settings", "\n".join(map(str, choices.made)))
@@ -169,10 +174,11 @@ def _tell_data(callback: Callback, config: TrainConfig, source: Source, material
 def _load(config: TrainConfig, task: str, tokenizer: Any, labels: tuple[str, ...]) -> Loaded:
     device, _ = pick_device(config.model.device)
     dtype, _ = pick_dtype(config.model.dtype, device, config.adapter.method)
-    return load_model(
+    loaded = load_model(
         config.model, task=task, method=config.adapter.method, device=device, dtype=dtype,
         pad_id=tokenizer.pad_token_id, labels=labels,
     )  # fmt: skip
+    return dataclasses.replace(loaded, notes=(*loaded.notes, *settle_dropout(loaded.model, config.model, task)))
 
 
 def _describe(config: TrainConfig, loaded: Loaded) -> list[str]:
@@ -219,7 +225,7 @@ def _job(
     """Settle the rate, and put everything together."""
     plan, total, valid = batching.plan, batching.total, material.valid
     choices.made += batching.choices.made
-    defaults.choose_rest(choices, config, facts, total, len(valid) if valid is not None else 0)
+    defaults.choose_rest(choices, config, facts, total, len(valid) if valid is not None else 0, plan)
     values = choices.values()
     batches = () if valid is None else eval_batches(
         [int(length) for length in valid.lengths], plan.batch_size, plan.batch_tokens, config.run.eval_limit

@@ -16,6 +16,7 @@ from deltaw.train.config import TrainConfig, spec_of
 from deltaw.train.memory import Kept, frozen_values, kept_by, kept_in
 
 if TYPE_CHECKING:
+    from deltaw.adapter import Adapter
     from deltaw.config import LoRAConfig
     from deltaw.train.job import Job
     from deltaw.train.looking import Looking
@@ -36,9 +37,10 @@ class Wearing:
     Args:
         parameters: exactly the trainable ones, by name.
         sites: path of each adapted module -> what it keeps for the backward pass; empty in full fine-tuning.
-        frozen: number of values that the adapter holds beside the trained ones.
         summary: one line.
         notes: lines the user should see.
+        frozen: number of values that the adapter holds beside the trained ones.
+        told: lines that the report repeats at the end.
     """
 
     parameters: tuple[tuple[str, Parameter], ...]
@@ -46,6 +48,7 @@ class Wearing:
     summary: str
     notes: tuple[str, ...] = ()
     frozen: int = 0
+    told: tuple[str, ...] = ()
 
 
 def lora_config(
@@ -139,12 +142,13 @@ def wear(
         trained = tuple(model.named_parameters())
         return Wearing(parameters=trained, sites={}, summary=f"full fine-tuning: {_count(trained)} parameters")
     if config.adapter.start is not None:
-        loaded: Any = dw.load(model, Path(config.adapter.start).expanduser(), name=NAME, trainable=True)
+        earlier, told = _earlier(config, model, heads)
+        loaded: Any = dw.load(model, earlier, name=NAME, trainable=True)
         trained = tuple(dw.trainable(model))
         summary = f"continuing from {config.adapter.start}: applied to {loaded.applied}/{loaded.total} modules"
         return Wearing(
             parameters=trained, sites=kept_in(model, NAME), summary=f"{summary}, {_count(trained)} parameters",
-            notes=tuple(loaded.notes), frozen=_frozen(model),
+            notes=(*told, *loaded.notes), frozen=_frozen(model), told=told,
         )  # fmt: skip
     arguments = {} if looking is None else looking.arguments(config.adapter.init)
     report: Any = dw.attach(model, lora_config(config, rank, heads, rows), name=NAME, **arguments)
@@ -157,6 +161,20 @@ def wear(
         parameters=trained, sites=kept_by(report.plan), summary=summary, notes=tuple(report.notes),
         frozen=frozen_values(report.plan),
     )  # fmt: skip
+
+
+def _earlier(config: TrainConfig, model: nn.Module, heads: Sequence[str]) -> tuple[Adapter, tuple[str, ...]]:
+    """The adapter to continue, with a head for these labels."""
+    from deltaw.adapter import Adapter
+    from deltaw.train.newhead import require_head, with_new_head
+
+    adapter = Adapter.open(Path(str(config.adapter.start)).expanduser())
+    if config.adapter.new_head:
+        renewed, line = with_new_head(adapter, model, heads)
+        return renewed, (line,)
+    if heads:
+        require_head(adapter, model, heads)
+    return adapter, ()
 
 
 def _count(parameters: Sequence[tuple[str, Parameter]]) -> str:

@@ -14,6 +14,21 @@ VERBS: dict[str, Verb] = {
         module="deltaw.cli.paper.tasks",
         line="The paper's tasks: files, sizes, checksums and licenses, against what is in a directory.",
     ),
+    "decode": Verb(
+        section="Training",
+        module="deltaw.cli.paper.decode",
+        line="Answer the distinct inputs of a task by beam search.",
+    ),
+    "runs": Verb(
+        section="Training",
+        module="deltaw.cli.paper.runs",
+        line="Gather runs of several seeds: the best validation of each, median, mean and spread.",
+    ),
+    "recipe": Verb(
+        section="Training",
+        module="deltaw.cli.paper.recipe",
+        line="Print the settings of a table of the paper as a configuration file.",
+    ),
 }
 
 

@@ -10,7 +10,10 @@ from deltaw.train.data.formats.labelled import number_of
 from deltaw.train.data.rows import Rows
 from deltaw.train.data.sources.base import RowProblem
 
-__all__ = ["ClassNames", "score"]
+__all__ = ["UNKNOWN_LABEL", "ClassNames", "score"]
+
+UNKNOWN_LABEL = "does not occur in the training data"
+"""What is said of a label that is none of the names given."""
 
 
 def _name(label: Label) -> str:
@@ -45,7 +48,7 @@ class ClassNames:
         if name not in self.found:
             if self.given:
                 known = nearest(name, self.found)
-                raise RowProblem(f"label {name!r} does not occur in the training data; closest: {known}")
+                raise RowProblem(f"label {name!r} {UNKNOWN_LABEL}; closest: {known}")
             self.found[name] = len(self.found)
             self.counts.append(0)
         place = self.found[name]
