@@ -122,11 +122,12 @@ def tokenize(config: TrainConfig, source: Source, tokenizer: Any, max_length: in
         "system": data.system, "joiner": data.joiner, "end_token": data.end_token, "bad_rows": data.bad_rows,
         "cache_dir": data.cache_dir,
     }  # fmt: skip
-    known = (earlier_labels(config) or list(source.labels) or None) if source.task == "classification" else None
+    earlier = earlier_labels(config) if source.task == "classification" else None
+    known = earlier or ((list(source.labels) or None) if source.task == "classification" else None)
     try:
         whole = build(source.rows, source.format, tokenizer, labels=known, **options)
     except DataError as error:
-        raise _other_labels(config, error, known) or error from None
+        raise _other_labels(config, error, earlier) or error from None
     labels = tuple(whole.labels)
     train, valid, reason = whole, None, "no validation rows: "
     if source.valid is not None:
