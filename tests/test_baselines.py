@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from baseline_models import CAUSAL, LAYERS, MODELS, WIDTH, ids, make, method, shake, snapshot
 from safetensors.torch import load_file, save_file
 
 import deltaw as dw
+from baseline_models import CAUSAL, LAYERS, MODELS, WIDTH, ids, make, method, shake, snapshot
 from deltaw import baselines as bl
 from deltaw.errors import CheckpointError, ConfigError, ModelError, StateError
 

@@ -28,7 +28,7 @@ def _absent_hint(directory: Path) -> str:
     if not directory.is_dir():
         return "pass the directory, not a file in it."
     if (directory / BASELINE_CONFIG).exists():
-        return "this is a baseline and no LoRA adapter: deltaw eval, generate and chat read it, and deltaw.baselines.load."
+        return "this is a baseline and no LoRA adapter: read by deltaw eval, generate, chat and deltaw.baselines.load."
     if (directory / "config.json").exists() and not (directory / CONFIG).exists():
         return "this is a model, not an adapter; pass the directory that save() or deltaw train wrote."
     return "pass the directory that save() or deltaw train wrote."
