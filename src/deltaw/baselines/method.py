@@ -14,11 +14,11 @@ from deltaw.baselines.anatomy import Anatomy
 from deltaw.config import LoRAConfig
 from deltaw.errors import ConfigError
 from deltaw.initialize import seed_for
+from deltaw.tree import BASELINE
 
 __all__ = ["NAME", "Method", "Piece", "device_dtype", "uniform", "whole"]
 
-NAME = "baseline"
-"""Name of the child module that holds what a baseline adds to a module."""
+NAME = BASELINE
 
 
 class Piece(nn.Module):

@@ -35,6 +35,8 @@ __all__ = [
     "detach",
     "disabled",
     "fit",
+    "infix_length",
+    "inserted_positions",
     "merge",
     "put_on",
     "report_of",
@@ -251,6 +253,30 @@ def attached(model: nn.Module) -> Method | None:
     """
     worn = find_worn(model)
     return None if worn is None else worn.method
+
+
+def inserted_positions(model: nn.Module) -> int:
+    """Count the positions that a model puts into every input.
+
+    Args:
+        model: any model.
+
+    Returns:
+        lp + li; 0 for a model without a prefix.
+    """
+    return int(getattr(attached(model), "inserted", 0))
+
+
+def infix_length(model: nn.Module) -> int:
+    """Count the positions that a model puts between context and completion.
+
+    Args:
+        model: any model.
+
+    Returns:
+        li; 0 for a model without a prefix.
+    """
+    return int(getattr(attached(model), "infix_length", 0))
 
 
 def trainable(model: nn.Module) -> list[tuple[str, Parameter]]:

@@ -6,6 +6,7 @@ from deltaw.reports import plural, size
 from deltaw.train.batches import longest_batch
 from deltaw.train.job import Job
 from deltaw.train.memory import Workload, memory_plan
+from deltaw.train.method_config import is_baseline
 from deltaw.train.packing import fill_share
 from deltaw.train.prepare import Ready
 from deltaw.train.probe import probe
@@ -57,6 +58,8 @@ def _fill(job: Job) -> list[str]:
 def _memory(ready: Ready) -> str:
     """Memory of the heaviest batch, by part."""
     job = ready.job
+    if is_baseline(job.config.adapter.method):
+        return f"memory by part: not worked out for {job.config.adapter.method}; the trial of the longest batch measures it"
     batch = job.batch(longest_batch(job.plan))
     rows, width = batch.input_ids.shape
     load = Workload(
