@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from deltaw.errors import ModelError
 
-__all__ = ["BASELINE", "CONTAINER", "base_modules", "base_state", "called_parts", "is_worn", "parent_of", "require_model", "unwrap"]
+__all__ = [
+    "BASELINE", "CONTAINER", "base_modules", "base_state", "called_parts", "is_worn", "parent_of", "require_model",
+    "unwrap",
+]  # fmt: skip
 
 CONTAINER = "lora"
 """Name of the child that holds a module's adapters."""

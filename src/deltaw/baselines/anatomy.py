@@ -59,12 +59,15 @@ class Anatomy:
     @cached_property
     def config(self) -> Any:
         """The text part of the model's configuration; None where it has none."""
-        config = getattr(self.model, "config", None)
+        config: Any = getattr(self.model, "config", None)
         return config.get_text_config() if hasattr(config, "get_text_config") else config
 
     @cached_property
     def blocks(self) -> dict[str, nn.Module]:
         """Path -> block, in order: the list of modules that holds most parameters.
+
+        Returns:
+            Path -> module.
 
         Raises:
             ModelError: if there is no list of blocks, or the model has an encoder and a decoder.
@@ -81,6 +84,9 @@ class Anatomy:
     @cached_property
     def family(self) -> Family:
         """The shape of the blocks.
+
+        Returns:
+            An entry of ``FAMILIES``.
 
         Raises:
             ModelError: if it is none of the table's.
@@ -101,6 +107,9 @@ class Anatomy:
     def body(self) -> tuple[str, nn.Module]:
         """Path and module of what turns token ids into hidden states: the blocks' nearest owner that takes both forms.
 
+        Returns:
+            (path, module).
+
         Raises:
             ModelError: if no owner of the blocks takes ``input_ids`` and ``inputs_embeds``.
         """
@@ -115,6 +124,9 @@ class Anatomy:
     def embedding(self) -> nn.Module:
         """The table of token embeddings.
 
+        Returns:
+            A module with a weight.
+
         Raises:
             ModelError: if the model does not say which module it is.
         """
@@ -126,6 +138,9 @@ class Anatomy:
     @cached_property
     def width(self) -> int:
         """Size d of the residual stream.
+
+        Returns:
+            A number of features.
 
         Raises:
             ModelError: if the configuration does not say it.
@@ -139,7 +154,7 @@ class Anatomy:
     def positions(self) -> int | None:
         """The longest sequence the model takes, or None where it does not say."""
         found = getattr(self.config, "max_position_embeddings", None)
-        table = getattr(getattr(self.body[1], "embeddings", None), "position_embeddings", None)
+        table: Any = getattr(getattr(self.body[1], "embeddings", None), "position_embeddings", None)
         # RoBERTa counts its positions from the one after the padding's
         offset = 0 if getattr(table, "padding_idx", None) is None else int(table.padding_idx) + 1
         return found - offset if isinstance(found, int) and found > 0 else None

@@ -130,7 +130,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _damaged(file, str(error)) from None
+        raise _damaged(file, (error.strerror if isinstance(error, OSError) else None) or str(error)) from None
     if not isinstance(raw, dict) or raw.get("version") != VERSION or not isinstance(raw.get("options"), dict):
         raise _damaged(file, f"version {raw.get('version') if isinstance(raw, dict) else '?'}")
     if raw.get("method") not in BASELINES:

@@ -114,7 +114,7 @@ def embedding_piece(method: PrefixMethod, anatomy: Anatomy) -> dict[str, Piece]:
     """
     method.check_room(anatomy)
     path, _ = anatomy.body
-    table: Tensor = anatomy.embedding.weight.detach()  # type: ignore[assignment,operator]
+    table: Tensor = anatomy.embedding.weight.detach()  # type: ignore[operator]
     if table.is_meta:
         rows = torch.empty(method.inserted, table.shape[1], device=table.device)
     else:

@@ -93,7 +93,7 @@ def layer_pieces(method: PrefixMethod, anatomy: Anatomy) -> dict[str, Piece]:
     """
     method.check_room(anatomy)
     found: dict[str, Piece] = {anatomy.body[0]: Inserter(anatomy, method.prefix_length, method.infix_length, None)}
-    table: Tensor = anatomy.embedding.weight.detach()  # type: ignore[assignment,operator]
+    table: Tensor = anatomy.embedding.weight.detach()  # type: ignore[operator]
     spread = 0.0 if table.is_meta else float(table[: min(len(table), 4096)].float().std())
     for path, block in anatomy.blocks.items():
         device, _ = device_dtype(block, anatomy.model)

@@ -15,7 +15,8 @@ from deltaw.train.fields import FieldSpec, check_group, option, specs
 from deltaw.train.method_config import METHODS, READS, BaselineConfig, inserts, is_baseline, uses_lora
 
 __all__ = [
-    "SECTIONS", "AdapterConfig", "BaselineConfig", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig", "TrainConfig",
+    "SECTIONS", "AdapterConfig", "BaselineConfig", "DataConfig", "ModelConfig", "OptimConfig", "RunConfig",
+    "TrainConfig",
 ]  # fmt: skip
 
 # The core's registries, which load torch: the command line reads its flags without it. A test keeps them equal.
@@ -274,7 +275,7 @@ class TrainConfig:
                 self._unread("adapter.init", what, "a start that looks at no data", "or use --init kaiming")
         if inserts(method, self.baseline):
             what = f"does not go with --method {method}"
-            self._unread("optim.packing", what, "rows of one example each, into which positions go", "or a method without")
+            self._unread("optim.packing", what, _ALONE, "or use another method")
         if method.endswith("prefix-layer"):
             what = f"does not go with --method {method}"
             self._unread("model.gradient_checkpointing", what, "blocks that run once", "or use prefix-embedding")
@@ -329,6 +330,7 @@ _FRESH_ONLY = tuple(f"adapter.{name}" for name in (
     "variant", "init", "init_batches", "bias", "train_also", "train_rows", "new_tokens", "ties",
 ))  # fmt: skip
 _NO_ADAPTER = "no adapter fields: full fine-tuning trains every weight"
+_ALONE = "rows of one example each, into which positions can be inserted"
 _NO_LORA = "the settings of that method: its own, and --train-also"
 _STORED, _DROP_START = "the value stored with the adapter", "or drop --adapter to start a fresh one"
 _LOOK_AT_DATA = ("eva", "lora_ga")

@@ -58,8 +58,9 @@ def _fill(job: Job) -> list[str]:
 def _memory(ready: Ready) -> str:
     """Memory of the heaviest batch, by part."""
     job = ready.job
-    if is_baseline(job.config.adapter.method):
-        return f"memory by part: not worked out for {job.config.adapter.method}; the trial of the longest batch measures it"
+    method = job.config.adapter.method
+    if is_baseline(method):
+        return f"memory by part: not worked out for {method}; the trial of the longest batch measures it"
     batch = job.batch(longest_batch(job.plan))
     rows, width = batch.input_ids.shape
     load = Workload(
@@ -84,7 +85,7 @@ def _memory(ready: Ready) -> str:
         )
     except (AttributeError, TypeError, ZeroDivisionError):
         return "memory by part: not known for this architecture; the trial of the longest batch measures it"
-    plan = found.full if job.config.adapter.method == "full" else found.lora
+    plan = found.full if method == "full" else found.lora
     parts = ("weights", "adapter", "gradients", "optimizer", "activations", "logits")
     shown = ", ".join(f"{part} {size(getattr(plan, part))}" for part in parts if getattr(plan, part))
     return f"memory of the longest batch ({rows} x {width} tokens), estimated: {shown}; together {size(plan.total)}"

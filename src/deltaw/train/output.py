@@ -18,9 +18,10 @@ METRICS, SETTINGS, REPORT, PLOT, CARD, BOARD = (
 RESULTS = ("adapter_model.safetensors", "baseline_model.safetensors", "model.safetensors")
 KNOWN = frozenset(
     {
-        METRICS, SETTINGS, REPORT, PLOT, CARD, BOARD, *RESULTS, "adapter_config.json", "baseline_config.json", "lora",
-        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
+        METRICS, SETTINGS, REPORT, PLOT, CARD, BOARD, *RESULTS, "adapter_config.json", "config.json",
+        "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
         "vocab.txt", "merges.txt", "chat_template.jinja", "model.safetensors.index.json", "added_tokens.json",
+        "baseline_config.json", "lora",
     }
 )  # fmt: skip
 # The last: shards of a large model.
