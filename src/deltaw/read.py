@@ -13,10 +13,12 @@ from torch import Tensor
 
 from deltaw.errors import CheckpointError
 
-__all__ = ["CONFIG", "WEIGHTS", "read_config", "read_tensors"]
+__all__ = ["BASELINE_CONFIG", "CONFIG", "WEIGHTS", "read_config", "read_tensors"]
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+BASELINE_CONFIG = "baseline_config.json"
+"""What stands there instead where the directory holds one of the baselines, which are no LoRA."""
 _PICKLE = "adapter_model.bin"
 
 
@@ -25,6 +27,8 @@ def _absent_hint(directory: Path) -> str:
         return "check the spelling and the working directory."
     if not directory.is_dir():
         return "pass the directory, not a file in it."
+    if (directory / BASELINE_CONFIG).exists():
+        return "this is a baseline and no LoRA adapter: read by deltaw eval, generate, chat and deltaw.baselines.load."
     if (directory / "config.json").exists() and not (directory / CONFIG).exists():
         return "this is a model, not an adapter; pass the directory that save() or deltaw train wrote."
     return "pass the directory that save() or deltaw train wrote."

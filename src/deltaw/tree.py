@@ -9,10 +9,16 @@ from torch import Tensor, nn
 
 from deltaw.errors import ModelError
 
-__all__ = ["CONTAINER", "base_modules", "base_state", "called_parts", "parent_of", "require_model", "unwrap"]
+__all__ = [
+    "BASELINE", "CONTAINER", "base_modules", "base_state", "called_parts", "is_worn", "parent_of", "require_model",
+    "unwrap",
+]  # fmt: skip
 
 CONTAINER = "lora"
 """Name of the child that holds a module's adapters."""
+
+BASELINE = "baseline"
+"""Name of the child that holds what one of the paper's baselines puts beside a module."""
 
 _WRAPPERS = {"DistributedDataParallel": "module", "DataParallel": "module", "_FabricModule": "_forward_module"}
 """Class of a wrapper -> the child that it wraps."""
@@ -81,6 +87,22 @@ def base_modules(
     for name, child in model._modules.items():
         if child is not None and not getattr(child, "_deltaw_container", False):
             yield from base_modules(child, f"{prefix}.{name}" if prefix else name, seen)
+
+
+def is_worn(name: str) -> bool:
+    """Say whether a parameter's name is that of something worn, and not of the base.
+
+    Args:
+        name: as ``named_parameters`` gives it.
+
+    Returns:
+        True for adapters' tensors and baselines' pieces.
+
+    Example:
+        >>> is_worn("h.0.mlp.baseline.up"), is_worn("lm_head.weight")
+        (True, False)
+    """
+    return not {CONTAINER, BASELINE}.isdisjoint(name.split("."))
 
 
 def base_state(module: nn.Module) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from deltaw.train.config import (
     TrainConfig,
 )
 from deltaw.train.fields import FieldSpec, specs
+from deltaw.train.method_config import READS
 from deltaw.train.settings import from_values, read_toml, to_toml
 from deltaw.variants import VARIANTS as CORE_VARIANTS
 
@@ -54,7 +55,9 @@ def with_value(spec: FieldSpec, value: Any) -> TrainConfig:
         "adapter.new_head": {"start": "earlier"},
         "optim.correct_bias": {"optimizer": "adamw_reference"},
     }.get(spec.key, {})
-    return from_values(BASE, {spec.section: {**beside, spec.name: value}})
+    reader = next((name for name, read in READS.items() if spec.section == "baseline" and spec.name in read), None)
+    method = {} if reader is None else {"adapter": {"method": reader}}
+    return from_values(BASE, method, {spec.section: {**beside, spec.name: value}})
 
 
 def test_groups_have_distinct_flags() -> None:

@@ -32,7 +32,7 @@ def model_options(function: F) -> F:
         click.option("--dtype", type=dtypes, default="auto", show_default=True,
                      help="auto: float32 on a CPU, bfloat16 on a GPU; in merge, the base's own."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps."),
-        click.option("--adapter", metavar="DIR", help="Adapter directory."),
+        click.option("--adapter", metavar="DIR", help="Directory of a LoRA adapter or of a baseline."),
         click.option("--model", metavar="DIR|NAME", help="Base model; default: the one the adapter names."),
     ):  # fmt: skip
         function = option(function)

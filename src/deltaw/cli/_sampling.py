@@ -181,7 +181,9 @@ def room_for(model: Any, used: int) -> int:
     Raises:
         DataError: if the prompt fills the context.
     """
-    context = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    from deltaw.baselines.verbs import inserted_positions
+
+    context = (getattr(model.config, "max_position_embeddings", None) or 1 << 30) - inserted_positions(model)
     if used >= context:
         raise DataError(
             "the prompt fills the model's context",

@@ -118,7 +118,7 @@ class Conversation:
         return f"there is no command {name}; closest: {nearest(name, COMMANDS, 2)}"
 
     def _answer(self, line: str) -> None:
-        import deltaw as dw
+        from deltaw.ship.opening import base_alone
 
         self.turns.append({"role": "user", "content": line})
         side = "base" if self.base or self.opened.adapter is None else "adapter"
@@ -129,7 +129,7 @@ class Conversation:
             if write:
                 write(f"[{side}] ")
             off = self.base and self.opened.adapter is not None
-            with dw.disabled(self.opened.model) if off else nullcontext():
+            with base_alone(self.opened) if off else nullcontext():
                 answer = complete(self.opened.model, self.opened.tokenizer, ids, self._sampling(), write)
         except DataError as error:
             self.turns.pop()

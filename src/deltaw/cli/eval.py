@@ -142,14 +142,14 @@ def _class_names(opened: Opened, rows: Rows, kind: Format) -> list[str]:
 
 
 def _scores(opened: Opened, examples: Dataset, batch_tokens: int) -> dict[str, Score]:
-    import deltaw as dw
+    from deltaw.ship.opening import base_alone
     from deltaw.ship.scoring import score
 
     found = {}
     if opened.adapter is None:
         return {"base": score(opened, examples, batch_tokens=batch_tokens)}
     if not opened.heads:
-        with dw.disabled(opened.model):
+        with base_alone(opened):
             found["base"] = score(opened, examples, batch_tokens=batch_tokens)
     found["adapter"] = score(opened, examples, batch_tokens=batch_tokens)
     return found
@@ -200,10 +200,14 @@ def _without_row(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _next(opened: Opened, data: DataConfig, asked: Asked) -> list[str]:
+    from deltaw.baselines import is_baseline
+
     if opened.adapter is None and asked.words():
         return [f"deltaw train --model {opened.source} --task {asked.task} --data {data.path}"]
     if opened.adapter is None:
         return [f"deltaw train --model {opened.source} --data FILE --valid {data.path}"]
+    if is_baseline(opened.adapter):
+        return [f"deltaw eval --model {opened.source} --adapter {opened.adapter} --data OTHER"]
     return [
         f"deltaw merge --model {opened.source} --adapter {opened.adapter} --output {Path(opened.adapter).name}-merged"
     ]

@@ -65,9 +65,9 @@ def command(
     opened = open_causal(choice)
     out.say(*([opened.report] if opened.report is not None else []))
     if merged:
-        import deltaw as dw
+        from deltaw.ship.opening import fold
 
-        out.say(dw.merge(opened.model))
+        out.say(fold(opened))
     used = form_used(opened, form)
     if used != "text":
         out.say(f"prompts are written in the form {used!r}: {FORMS[used]}")
@@ -105,10 +105,10 @@ def _check(choice: ModelChoice, merged: bool, beside: bool) -> None:
 
 
 def _sides(opened: Opened, merged: bool, beside: bool) -> Iterator[tuple[str, AbstractContextManager[object]]]:
-    import deltaw as dw
+    from deltaw.ship.opening import base_alone
 
     if beside:
-        yield "base", dw.disabled(opened.model)
+        yield "base", base_alone(opened)
     yield "merged" if merged else "adapter" if opened.adapter else "base", nullcontext()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,15 @@ from typing import Any
 import torch
 
 from deltaw.adapter import Adapter
+from deltaw.attach import disabled
+from deltaw.baselines import Stored, is_baseline
+from deltaw.baselines import disabled as baseline_disabled
+from deltaw.baselines import load as load_baseline
+from deltaw.baselines import merge as merge_baseline
 from deltaw.checkpoint import load
 from deltaw.errors import CheckpointError, ConfigError
+from deltaw.merge import merge
+from deltaw.read import BASELINE_CONFIG, CONFIG
 from deltaw.train.config import ModelConfig
 from deltaw.train.imprint import FORM, LABELS, TASK, PromptForm
 from deltaw.train.model import base_config, load_model, load_tokenizer, pick_device, pick_dtype
@@ -22,7 +30,9 @@ __all__ = [
     "MERGED",
     "ModelChoice",
     "Opened",
+    "base_alone",
     "base_of",
+    "fold",
     "form_of",
     "labels_of",
     "open_model",
@@ -33,6 +43,9 @@ __all__ = [
 MERGED = "deltaw_merge.json"
 """Beside a merged model: what was merged, how faithful it is, and the form of its prompts."""
 
+Worn = Adapter | Stored
+"""What an adapter directory may hold: a LoRA adapter, or one of the paper's baselines."""
+
 _HEADS = ("score", "classifier", "classification_head")
 
 
@@ -42,7 +55,7 @@ class ModelChoice:
 
     Args:
         model: local directory or hub name of the base; None takes the one the adapter names.
-        adapter: adapter directory, or None for the base alone.
+        adapter: directory of a LoRA adapter or of a baseline, or None for the base alone.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto, float32, bfloat16 or float16.
         allow_other_base: wear an adapter that was trained on a base with another fingerprint.
@@ -107,11 +120,11 @@ def base_of(choice: ModelChoice) -> str:
             expected="a base model, an adapter that names its base, or both",
             hint="add --model DIR, --adapter DIR, or both",
         )
-    named = Adapter.open(choice.adapter).raw.get("base_model_name_or_path")
+    named = _open(choice.adapter).raw.get("base_model_name_or_path")
     if not named:
         raise CheckpointError(
             "the adapter does not name its base",
-            where=str(Path(choice.adapter) / "adapter_config.json"),
+            where=str(Path(choice.adapter) / (BASELINE_CONFIG if is_baseline(choice.adapter) else CONFIG)),
             got=f"base_model_name_or_path = {named!r}",
             expected="a directory or a hub name",
             hint="name the base with --model",
@@ -119,7 +132,20 @@ def base_of(choice: ModelChoice) -> str:
     return str(named)
 
 
-def task_of(adapter: Adapter | None, declared: Any) -> str:
+def _open(directory: str) -> Worn:
+    """Read an adapter directory, whichever kind it is of."""
+    path = Path(directory).expanduser()
+    return Stored.open(path) if is_baseline(path) else Adapter.open(path)
+
+
+def _carried(adapter: Worn | None) -> dict[str, torch.Tensor]:
+    """Parameter name -> tensor of the modules that an adapter's files hold in full."""
+    if adapter is None:
+        return {}
+    return adapter.carried if isinstance(adapter, Stored) else {**adapter.contents.base, **adapter.contents.rest}
+
+
+def task_of(adapter: Worn | None, declared: Any) -> str:
     """Say what a model is for: what the adapter's file says, else its head, else the base's configuration.
 
     Args:
@@ -141,7 +167,7 @@ def task_of(adapter: Adapter | None, declared: Any) -> str:
     return "classification" if any(str(name).endswith("ForSequenceClassification") for name in names) else "causal"
 
 
-def labels_of(adapter: Adapter | None, declared: Any) -> tuple[str, ...]:
+def labels_of(adapter: Worn | None, declared: Any) -> tuple[str, ...]:
     """Name the classes: those the adapter was trained with, else the base's.
 
     Args:
@@ -162,7 +188,7 @@ def labels_of(adapter: Adapter | None, declared: Any) -> tuple[str, ...]:
     return own if size is None or size == len(own) else tuple(f"LABEL_{index}" for index in range(size))
 
 
-def form_of(adapter: Adapter | None, source: str) -> PromptForm | None:
+def form_of(adapter: Worn | None, source: str) -> PromptForm | None:
     """Say how prompts were written in training: what the adapter's file says, or what a merged model's record does.
 
     Args:
@@ -181,11 +207,11 @@ def form_of(adapter: Adapter | None, source: str) -> PromptForm | None:
         return None
 
 
-def _head_size(adapter: Adapter) -> int | None:
+def _head_size(adapter: Worn) -> int | None:
     """Outputs of a classifier's head that the adapter carries: the smallest of its matrices."""
     sizes = [
         tensor.shape[0]
-        for name, tensor in {**adapter.contents.base, **adapter.contents.rest}.items()
+        for name, tensor in _carried(adapter).items()
         if name.partition(".")[0] in _HEADS and tensor.dim() == 2
     ]
     return min(sizes, default=None)
@@ -207,7 +233,7 @@ def open_model(choice: ModelChoice, *, task: str | None = None, labels: Sequence
         ModelError: if the base cannot be loaded.
         CheckpointError: if the adapter cannot be read or does not fit.
     """
-    adapter = None if choice.adapter is None else Adapter.open(Path(choice.adapter).expanduser())
+    adapter = None if choice.adapter is None else _open(choice.adapter)
     source = base_of(choice)
     declared = base_config(source)
     kind = task or task_of(adapter, declared)
@@ -230,8 +256,10 @@ def open_model(choice: ModelChoice, *, task: str | None = None, labels: Sequence
     )
     new = add_tokens(tokenizer, () if adapter is None else tokens_of(adapter.metadata))
     grow(base.model, new, source)
-    report = None
-    if choice.adapter is not None:
+    report: Any = None
+    if isinstance(adapter, Stored):
+        report = load_baseline(base.model, adapter, allow_other_base=choice.allow_other_base)
+    elif choice.adapter is not None:
         path = Path(choice.adapter).expanduser()
         report = load(base.model, path, allow_other_base=choice.allow_other_base)
     _refuse_fresh_head(base.heads, adapter, source)
@@ -249,9 +277,9 @@ def open_model(choice: ModelChoice, *, task: str | None = None, labels: Sequence
     )
 
 
-def _refuse_fresh_head(heads: Sequence[str], adapter: Adapter | None, source: str) -> None:
+def _refuse_fresh_head(heads: Sequence[str], adapter: Worn | None, source: str) -> None:
     """A head that neither the base nor the adapter has would answer at random."""
-    carried = () if adapter is None else tuple({**adapter.contents.base, **adapter.contents.rest})
+    carried = tuple(_carried(adapter))
     missing = [head for head in heads if not any(name.startswith(f"{head}.") for name in carried)]
     if missing:
         raise CheckpointError(
@@ -261,6 +289,33 @@ def _refuse_fresh_head(heads: Sequence[str], adapter: Adapter | None, source: st
             expected="an adapter that carries the trained head",
             hint="train with --train-also " + missing[0] + ", or name a base that has its head",
         )
+
+
+def base_alone(opened: Opened) -> AbstractContextManager[object]:
+    """Switch off what a model wears, for a block.
+
+    Args:
+        opened: a model with an adapter or a baseline.
+
+    Returns:
+        A context manager.
+    """
+    return baseline_disabled(opened.model) if is_baseline(str(opened.adapter)) else disabled(opened.model)
+
+
+def fold(opened: Opened) -> object:
+    """Fold what a model wears into its weights.
+
+    Args:
+        opened: a model with an adapter or a baseline.
+
+    Returns:
+        The verb's report.
+
+    Raises:
+        StateError: if there is no plain model that computes the same, as with bottlenecks and prefixes.
+    """
+    return merge_baseline(opened.model) if is_baseline(str(opened.adapter)) else merge(opened.model)
 
 
 def stored_dtype(source: str) -> torch.dtype:

@@ -8,6 +8,7 @@ from typing import Any
 
 from deltaw.reports import plural
 from deltaw.train.config import TrainConfig
+from deltaw.train.method_config import is_baseline, uses_lora
 from deltaw.train.report import metric, shell
 from deltaw.train.settings import to_toml
 
@@ -53,19 +54,20 @@ def model_card(facts: CardFacts) -> str:
         Markdown with the front matter that model hubs read.
     """
     config = facts.config
-    full = config.adapter.method == "full"
+    method = config.adapter.method
+    full, baseline = method == "full", is_baseline(method)
     kind = "text-generation" if facts.task == "causal" else "text-classification"
     front = [
         "---",
         f"base_model: {json.dumps(config.model.path)}",
-        f"library_name: {'transformers' if full else 'peft'}",
+        f"library_name: {'transformers' if full else 'deltaw' if baseline else 'peft'}",
         f"pipeline_tag: {kind}",
         "tags:",
-        *(f"- {tag}" for tag in (("deltaw",) if full else ("lora", "deltaw"))),
+        *(f"- {tag}" for tag in (("deltaw",) if not uses_lora(method) else ("lora", "deltaw"))),
         "---",
         "",
     ]
-    what = "A fine-tuned model" if full else "A LoRA adapter"
+    what = "A fine-tuned model" if full else f"A baseline of LoRA ({method})" if baseline else "A LoRA adapter"
     body = [
         f"# {what} for {config.model.path}",
         "",
@@ -100,6 +102,8 @@ def _use(config: TrainConfig, full: bool, task: str) -> list[str]:
         return [f"deltaw {verb}"]
     model, adapter = shell(config.model.path), shell(config.run.output)
     lines = [f"deltaw merge --model {model} --adapter {adapter} --output merged"]
+    if is_baseline(config.adapter.method):
+        lines = [f"deltaw eval --model {model} --adapter {adapter} --data FILE"]
     if task == "causal":
         lines.insert(0, f"deltaw generate --model {model} --adapter {adapter} --prompt TEXT")
     return lines

@@ -1,4 +1,4 @@
-"""What a training run is told: five groups of fields, the same from Python, TOML and flags.
+"""What a training run is told: six groups of fields, the same from Python, TOML and flags.
 
 A field left at None is chosen by ``defaults.py``, which gives its reason.
 """
@@ -12,11 +12,13 @@ from typing import Any
 
 from deltaw.errors import ConfigError
 from deltaw.train.fields import FieldSpec, check_group, option, specs
+from deltaw.train.method_config import METHODS, READS, BaselineConfig, inserts, is_baseline, uses_lora
 
 __all__ = [
     "SECTIONS",
     "TASK_NAMES",
     "AdapterConfig",
+    "BaselineConfig",
     "DataConfig",
     "ModelConfig",
     "OptimConfig",
@@ -103,7 +105,9 @@ class DataConfig:
 class AdapterConfig:
     """What is trained: the adapter's place, size and start."""
 
-    method: str = option("lora", "train an adapter, or every weight for comparison", choices=("lora", "full"))
+    method: str = option(
+        "lora", "what is trained: LoRA, every weight, or another of the paper's baselines", choices=METHODS
+    )
     start: str | None = option(None, "continue from this adapter directory", flag="--adapter")
     new_head: bool = option(False, "with --adapter: leave its head behind and train a new one, for other labels")
     rank: int | None = option(None, "inner dimension of the adapter; 0 trains nothing (control)", low=0)
@@ -206,6 +210,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelConfig,
     "data": DataConfig,
     "adapter": AdapterConfig,
+    "baseline": BaselineConfig,
     "optim": OptimConfig,
     "run": RunConfig,
 }
@@ -219,6 +224,7 @@ class TrainConfig:
         model: the base model.
         data: the rows.
         adapter: what is trained.
+        baseline: settings of the methods that are no LoRA adapter.
         optim: how long and how fast.
         run: where it writes and how it is repeated.
         given: dotted names of the fields that were set, which a resumed run must not contradict; by default those
@@ -235,6 +241,7 @@ class TrainConfig:
     model: ModelConfig
     data: DataConfig
     adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+    baseline: BaselineConfig = dataclasses.field(default_factory=BaselineConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     run: RunConfig = dataclasses.field(default_factory=RunConfig)
     given: frozenset[str] | None = dataclasses.field(default=None, compare=False)
@@ -277,6 +284,7 @@ class TrainConfig:
         if adapter.method == "full":
             for key in ("adapter.start", "adapter.new_head", *_FRESH_ONLY, "optim.lora_plus"):
                 self._unread(key, "means nothing with --method full", _NO_ADAPTER, "or use --method lora")
+        self._check_method()
         if adapter.start is not None:
             for key in _FRESH_ONLY:
                 self._unread(key, "cannot be changed when continuing from an adapter", _STORED, _DROP_START)
@@ -284,6 +292,28 @@ class TrainConfig:
             self._unread("adapter.new_head", "means nothing without --adapter", _FRESH_HEAD, "or add --adapter DIR")
         if adapter.init not in _LOOK_AT_DATA and run.resume is None:
             self._unread("adapter.init_batches", f"means nothing with --init {adapter.init}", _NO_DATA, _LOOKING)
+
+    def _check_method(self) -> None:
+        """Refuse what the chosen method does not read, or cannot go with."""
+        method = self.adapter.method
+        for spec in specs(BaselineConfig, "baseline"):
+            if spec.name not in READS[method]:
+                readers = ", ".join(name for name, read in READS.items() if spec.name in read)
+                what = f"means nothing with --method {method}"
+                self._unread(spec.key, what, f"a method that reads it: {readers}", "or choose one of these methods")
+        if is_baseline(method):
+            unread = [key for key in _FRESH_ONLY if key != "adapter.train_also"] if not uses_lora(method) else []
+            for key in ("adapter.start", *unread, *([] if uses_lora(method) else ["optim.lora_plus"])):
+                self._unread(key, f"means nothing with --method {method}", _NO_LORA, "or use --method lora")
+            if uses_lora(method) and self.adapter.init in _LOOK_AT_DATA:
+                what = f"needs batches before the prefix stands: it does not go with --method {method}"
+                self._unread("adapter.init", what, "a start that looks at no data", "or use --init kaiming")
+        if inserts(method, self.baseline):
+            what = f"does not go with --method {method}"
+            self._unread("optim.packing", what, _ALONE, "or use another method")
+        if method.endswith("prefix-layer"):
+            what = f"does not go with --method {method}"
+            self._unread("model.gradient_checkpointing", what, "blocks that run once", "or use prefix-embedding")
 
     def _unread(self, key: str, what: str, expected: str, otherwise: str) -> None:
         """Refuse a field that would not be read."""
@@ -337,6 +367,8 @@ _FRESH_ONLY = tuple(f"adapter.{name}" for name in (
     "variant", "init", "init_batches", "bias", "train_also", "train_rows", "new_tokens", "ties",
 ))  # fmt: skip
 _NO_ADAPTER = "no adapter fields: full fine-tuning trains every weight"
+_ALONE = "rows of one example each, into which positions can be inserted"
+_NO_LORA = "the settings of that method: its own, and --train-also"
 _STORED, _DROP_START = "the value stored with the adapter", "or drop --adapter to start a fresh one"
 _CORRECTS, _REFERENCE = "true: torch's AdamW always corrects", "or use --optimizer adamw_reference"
 _FRESH_HEAD = "a fresh adapter, which has a new head wherever the base lacks one"

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaw.reports import plural
+from deltaw.train.baseline import RATES
 from deltaw.train.batches import BatchPlan
 from deltaw.train.config import TrainConfig, spec_of
 from deltaw.train.habits import INIT_HABITS, OURS, VARIANT_HABITS, Habit
+from deltaw.train.method_config import uses_lora
 from deltaw.train.schedule import token_warmup
 
 if TYPE_CHECKING:
@@ -296,7 +298,7 @@ def choose_rest(
         plan: the batches, which a warm-up in tokens and validation by epochs are read from.
     """
     lr, reason = learning_rate_for(facts, total, config.adapter.method)
-    for habit in _habits(config) if config.adapter.method == "lora" else []:
+    for habit in _habits(config) if uses_lora(config.adapter.method) else []:
         lr, reason = (lr * habit.rate, f"{reason}; {habit.rate_reason}") if habit.rate_reason else (lr, reason)
     choices.add("optim.lr", config.optim.lr, lr, reason)
     tokens = config.optim.warmup_tokens
@@ -320,7 +322,7 @@ def learning_rate_for(facts: Facts, total: int, method: str) -> tuple[float, str
     Args:
         facts: family and hidden size.
         total: optimizer steps.
-        method: ``lora`` or ``full``.
+        method: as in ``--method``.
 
     Returns:
         The rate and its reason.
@@ -340,6 +342,9 @@ def learning_rate_for(facts: Facts, total: int, method: str) -> tuple[float, str
             reason += f", as if it were {SMALLEST_HIDDEN}"
     if method == "full":
         return lr * FULL_SHARE, "a tenth of LoRA's rate"
+    if method in RATES:
+        factor, why = RATES[method]
+        return lr * factor, why
     if total < SHORT_RUN:
         return lr * SHORT_FACTOR, f"{reason}; {SHORT_FACTOR}x, the run has under {SHORT_RUN} steps"
     return lr, reason
@@ -359,13 +364,13 @@ def advice(choices: Choices, facts: Facts, config: TrainConfig, total: int) -> l
     """
     values, lines = choices.values(), []
     size = values.get("optim.batch_size")
-    if config.adapter.method == "lora" and size is not None and size * config.optim.accumulate > MOST_BATCH:
+    if uses_lora(config.adapter.method) and size is not None and size * config.optim.accumulate > MOST_BATCH:
         lines.append(
             f"{size * config.optim.accumulate} sequences per step: LoRA learns less from large batches; "
             f"{MOST_BATCH} or fewer is the safer start (lower --batch-size or --accumulate)"
         )
     rank = values.get("adapter.rank")
-    habits = _habits(config) if config.adapter.method == "lora" and config.adapter.start is None else []
+    habits = _habits(config) if uses_lora(config.adapter.method) and config.adapter.start is None else []
     lines += [habit.remark for habit in habits if habit.remark]
     if habits and set(config.adapter.variant) >= OURS:
         lines.append(f"{' with '.join(sorted(OURS))}: deltaw reads and merges such an adapter, PEFT refuses it")

@@ -16,11 +16,13 @@ from safetensors import SafetensorError
 from deltaw.disk import TEMPORARY, sync
 from deltaw.errors import CheckpointError, StateError
 from deltaw.train.applied import applied
+from deltaw.train.baseline import fold_line, save_into
 from deltaw.train.card import CardFacts, model_card
 from deltaw.train.evaluate import evaluate
 from deltaw.train.files import write_text
 from deltaw.train.job import Job
 from deltaw.train.loop import Outcome
+from deltaw.train.method_config import is_baseline
 from deltaw.train.metrics import read_metrics
 from deltaw.train.model import hushed
 from deltaw.train.output import CARD, METRICS, PLOT, REPORT
@@ -124,6 +126,12 @@ def _save(ready: Ready, report: RunReport) -> RunReport:
         return dataclasses.replace(report, files=files, applied="every weight was trained", next_commands=(command,))
     if not job.parameters:
         return dataclasses.replace(report, applied="nothing was trained: there is no adapter to save (control run)")
+    if is_baseline(job.config.adapter.method):
+        files = save_into(job.model, job.output) + (save_tokenizer(job) if job.new_tokens else ())
+        return dataclasses.replace(
+            report, files=files, applied=ready.wearing.summary, fidelity=fold_line(job.config.adapter.method),
+            next_commands=_next(job, learned=False),
+        )  # fmt: skip
     import deltaw as dw
 
     saved: Any = dw.save(job.model, job.output, name=NAME)

@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import nn
 
+from deltaw.tree import is_worn
+
 __all__ = ["base_identity"]
 
 SAMPLES = 16
@@ -23,7 +25,7 @@ def base_identity(model: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, parameter in sorted(model.named_parameters()):
-        if ".lora." in name:
+        if is_worn(name):
             continue
         flat = parameter.detach().reshape(-1)
         count = min(SAMPLES, flat.numel())

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from deltaw.baselines.worn import find_worn
 from deltaw.record import find_record
 from deltaw.train.vocabulary import TOKENS
 
@@ -87,17 +88,20 @@ def imprint(
     """Note with a worn adapter what its use needs to know; ``save`` writes it.
 
     Args:
-        model: the model; nothing happens where it wears no such adapter.
+        model: the model; nothing happens where it wears neither such an adapter nor a baseline.
         name: the adapter.
         labels: class names by position; none are noted where empty.
         form: the form of prompts, or None.
         task: what it was trained for; not noted where empty.
         new_tokens: tokens that were added to the base's vocabulary; not noted where empty.
     """
-    record = find_record(model)
-    if record is None or name not in record.adapters:
+    record, worn = find_record(model), find_worn(model)
+    if worn is not None:
+        metadata = worn.metadata
+    elif record is not None and name in record.adapters:
+        metadata = record.adapters[name].metadata
+    else:
         return
-    metadata = record.adapters[name].metadata
     if labels:
         metadata[LABELS] = json.dumps(list(labels))
     if form is not None:

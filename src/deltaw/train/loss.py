@@ -12,10 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltaw.baselines import completion_starts
 from deltaw.chunked import Rules, token_losses
 from deltaw.errors import ConfigError
 from deltaw.head import linear_cross_entropy
 from deltaw.head_module import graph_leaves, trained_by
+from deltaw.train.baseline import starts_of
 from deltaw.train.batches import Batch
 from deltaw.train.readout import readouts
 
@@ -164,9 +166,10 @@ class Losses:
 
     def _forward(self, module: nn.Module, batch: Batch) -> Any:
         inputs = batch.inputs() | {"return_dict": True}
-        if self.task == "causal":
-            inputs["use_cache"] = False
-        return module(**inputs)
+        if self.task != "causal":
+            return module(**inputs)
+        with completion_starts(starts_of(self.model, batch)):
+            return module(**inputs, use_cache=False)
 
     def _hidden(self, body: nn.Module, batch: Batch) -> Tensor:
         hidden: Tensor = self._forward(body, batch).last_hidden_state[before(batch)]

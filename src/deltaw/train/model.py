@@ -14,6 +14,7 @@ from torch import nn
 
 from deltaw.errors import ConfigError, ModelError, nearest
 from deltaw.train.config import ModelConfig
+from deltaw.train.method_config import BASE_METHODS
 
 __all__ = [
     "Loaded",
@@ -85,7 +86,7 @@ def pick_dtype(name: str, device: torch.device, method: str) -> tuple[torch.dtyp
     Args:
         name: ``auto``, ``float32`` or ``bfloat16``; float16 would need a loss scale that the state has to carry.
         device: where the model will be.
-        method: ``lora`` or ``full``.
+        method: as in ``--method``.
 
     Returns:
         The dtype and why.
@@ -94,8 +95,9 @@ def pick_dtype(name: str, device: torch.device, method: str) -> tuple[torch.dtyp
         return DTYPES[name], "given"
     if device.type != "cuda":
         return torch.float32, f"float32 is the exact choice on {device.type}"
-    if method == "full":
-        return torch.float32, "full fine-tuning keeps float32 weights"
+    if method in BASE_METHODS:
+        what = "full fine-tuning keeps float32 weights" if method == "full" else "trained weights stay float32"
+        return torch.float32, what
     return torch.bfloat16, "half the memory on a GPU; the adapter itself stays float32"
 
 
@@ -250,7 +252,7 @@ def load_model(
     Args:
         config: path and checkpointing.
         task: ``causal``, ``classification`` or ``regression``.
-        method: ``lora`` or ``full``.
+        method: as in ``--method``.
         device: where it goes.
         dtype: of its weights.
         pad_id: the tokenizer's pad token.

@@ -6,6 +6,7 @@ from deltaw.reports import plural, size
 from deltaw.train.batches import longest_batch
 from deltaw.train.job import Job
 from deltaw.train.memory import Workload, memory_plan
+from deltaw.train.method_config import is_baseline
 from deltaw.train.packing import fill_share
 from deltaw.train.prepare import Ready
 from deltaw.train.probe import probe
@@ -57,6 +58,9 @@ def _fill(job: Job) -> list[str]:
 def _memory(ready: Ready) -> str:
     """Memory of the heaviest batch, by part."""
     job = ready.job
+    method = job.config.adapter.method
+    if is_baseline(method):
+        return f"memory by part: not worked out for {method}; the trial of the longest batch measures it"
     batch = job.batch(longest_batch(job.plan))
     rows, width = batch.input_ids.shape
     load = Workload(
@@ -81,7 +85,7 @@ def _memory(ready: Ready) -> str:
         )
     except (AttributeError, TypeError, ZeroDivisionError):
         return "memory by part: not known for this architecture; the trial of the longest batch measures it"
-    plan = found.full if job.config.adapter.method == "full" else found.lora
+    plan = found.full if method == "full" else found.lora
     parts = ("weights", "adapter", "gradients", "optimizer", "activations", "logits")
     shown = ", ".join(f"{part} {size(getattr(plan, part))}" for part in parts if getattr(plan, part))
     return f"memory of the longest batch ({rows} x {width} tokens), estimated: {shown}; together {size(plan.total)}"

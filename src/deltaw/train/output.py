@@ -15,12 +15,13 @@ __all__ = ["METRICS", "REPORT", "SETTINGS", "check_output", "clear_output"]
 METRICS, SETTINGS, REPORT, PLOT, CARD, BOARD = (
     "metrics.jsonl", "run.toml", "report.json", "loss.png", "README.md", "tensorboard"
 )  # fmt: skip
-RESULTS = ("adapter_model.safetensors", "model.safetensors")
+RESULTS = ("adapter_model.safetensors", "baseline_model.safetensors", "model.safetensors")
 KNOWN = frozenset(
     {
         METRICS, SETTINGS, REPORT, PLOT, CARD, BOARD, *RESULTS, "adapter_config.json", "config.json",
         "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json",
         "vocab.txt", "merges.txt", "chat_template.jinja", "model.safetensors.index.json", "added_tokens.json",
+        "baseline_config.json", "lora",
     }
 )  # fmt: skip
 # The last: shards of a large model.

@@ -11,6 +11,7 @@ import torch
 
 import deltaw.train.defaults as defaults
 from deltaw.reports import plural
+from deltaw.train.baseline import add_settings
 from deltaw.train.batches import BatchPlan, eval_batches
 from deltaw.train.callbacks import Callback
 from deltaw.train.config import TrainConfig
@@ -22,11 +23,13 @@ from deltaw.train.job import Job
 from deltaw.train.looking import Looking
 from deltaw.train.loss import Losses
 from deltaw.train.material import Material, Source, check_vocabulary, fingerprint, open_rows, tokenize
+from deltaw.train.method_config import inserts, uses_lora
 from deltaw.train.model import Loaded, base_config, load_model, load_tokenizer, pick_device, pick_dtype
 from deltaw.train.packable import Packing, check_task, settle_packing
 from deltaw.train.rng import seed_everything
 from deltaw.train.vocabulary import NewTokens, add_tokens, grow, table_path, tokens_of
 from deltaw.train.wear import NAME, Wearing, lora_config, parameters_per_rank, wear
+from deltaw.tree import is_worn
 
 __all__ = ["Ready", "prepare"]
 
@@ -67,7 +70,7 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
     if config.run.threads is not None:
         torch.set_num_threads(config.run.threads)
     choices = Choices()
-    if config.adapter.method == "lora" and config.adapter.start is None:
+    if uses_lora(config.adapter.method) and config.adapter.start is None:
         # refuses variants that do not combine before anything is read
         lora_config(config, config.adapter.rank or 2)
     declared = base_config(config.model.path)
@@ -75,7 +78,7 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
     new = add_tokens(tokenizer, _new_tokens(config))
     source = open_rows(config)
     check_task(config, source.task)
-    positions = _positions(declared, tokenizer)
+    positions = _positions(declared, tokenizer, inserts(config.adapter.method, config.baseline))
     max_length = defaults.choose_length(choices, config, positions)
     material = tokenize(config, source, tokenizer, max_length)
     _tell_data(callback, config, source, material, tokenizer)
@@ -146,13 +149,13 @@ def _form(config: TrainConfig, source: Source) -> PromptForm | None:
     )  # fmt: skip
 
 
-def _positions(declared: Any, tokenizer: Any) -> int | None:
-    """The longest sequence that model and tokenizer take."""
+def _positions(declared: Any, tokenizer: Any, inserted: int) -> int | None:
+    """The longest sequence that model and tokenizer take, less the positions that the method inserts."""
     text = declared.get_text_config()
     found = [getattr(text, "max_position_embeddings", None), tokenizer.model_max_length]
     # Tokenizers without a limit say 1e30.
     sane = [int(value) for value in found if value and value < 10**9]
-    return min(sane) if sane else None
+    return max(1, min(sane) - inserted) if sane else None
 
 
 def _tell_data(callback: Callback, config: TrainConfig, source: Source, material: Material, tokenizer: Any) -> None:
@@ -185,7 +188,7 @@ def _describe(config: TrainConfig, loaded: Loaded) -> list[str]:
     device_why = pick_device(config.model.device)[1]
     dtype_why = pick_dtype(config.model.dtype, loaded.device, config.adapter.method)[1]
     dtype = str(loaded.dtype).removeprefix("torch.")
-    count = sum(parameter.numel() for name, parameter in loaded.model.named_parameters() if ".lora." not in name)
+    count = sum(parameter.numel() for name, parameter in loaded.model.named_parameters() if not is_worn(name))
     threads = f", {plural(torch.get_num_threads(), 'thread')}" if loaded.device.type == "cpu" else ""
     return [
         f"{config.model.path}: {type(loaded.model).__name__}, {count:,} parameters",
@@ -199,7 +202,7 @@ def _wear(
 ) -> tuple[Wearing, Facts]:  # fmt: skip
     """Settle the rank and put the adapter on."""
     text: Any = loaded.model.config.get_text_config()  # type: ignore[operator,union-attr]
-    fresh = config.adapter.method == "lora" and config.adapter.start is None
+    fresh = uses_lora(config.adapter.method) and config.adapter.start is None
     facts = Facts(
         family=text.model_type,
         hidden=int(getattr(text, "hidden_size", 0)),
@@ -210,6 +213,7 @@ def _wear(
     )
     rank = defaults.choose_rank(choices, config, facts) if fresh else 0
     defaults.add_fixed(choices, config, adapter=fresh, task=task)
+    add_settings(choices, config)
     looking = Looking(
         material.train, batching.plan, config.adapter.init_batches, tokenizer.pad_token_id, task, loaded.model,
         batching.isolation, config.optim.label_smoothing,

@@ -21,7 +21,7 @@ class RunReport:
 
     Args:
         output: the output directory.
-        method: ``lora`` or ``full``.
+        method: as in ``--method``.
         steps: optimizer steps done, resumed ones included.
         total: steps that were planned.
         interrupted: whether the run was stopped from outside; it can be resumed.

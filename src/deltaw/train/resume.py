@@ -82,10 +82,10 @@ def _refuse_changes(config: TrainConfig, saved: dict[str, dict[str, Any]], path:
     asked, wrong, right = config.values(), [], []
     for key in sorted(config.given or ()):
         section, name = key.split(".")
-        if key in CHANGEABLE or asked[section][name] == saved[section].get(name):
+        if key in CHANGEABLE or asked[section][name] == saved.get(section, {}).get(name):
             continue
         wrong.append(f"{spec_of(key).flag} = {asked[section][name]!r}")
-        kept = saved[section].get(name)
+        kept = saved.get(section, {}).get(name)
         right.append("no value" if kept is None else repr(kept))
     if wrong:
         raise ResumeError(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from deltaw.baselines.verbs import inserted_positions
 from deltaw.train.job import Examples, Job
 from deltaw.train.model import hushed
 
@@ -91,7 +92,7 @@ def _text(job: Job, example: Any) -> Sample | None:
     cut = next((position for position, weight in enumerate(example.weights) if weight), len(example.ids))
     # A row of plain text is trained from its start: the first quarter is its prompt.
     cut = cut if cut > 1 else max(1, len(example.ids) // 4)
-    room = (getattr(job.model.config, "max_position_embeddings", None) or 10**9) - cut
+    room = (getattr(job.model.config, "max_position_embeddings", None) or 10**9) - cut - inserted_positions(job.model)
     count = min(job.config.run.sample_tokens, room)
     if count < 1:
         return None

@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from deltaw.errors import ResumeError, nearest
 from deltaw.train import rng
 from deltaw.train.job import Job
+from deltaw.train.method_config import uses_lora
 from deltaw.train.state import State
 from deltaw.train.wear import adapter_buffers
 
@@ -85,8 +86,8 @@ def moment(job: Job) -> Moment:
     """
     import deltaw as dw
 
-    full = job.config.adapter.method == "full"
-    return Moment(random=rng.capture(), draws={} if full else dict(dw.draws(job.model)))
+    draws = dict(dw.draws(job.model)) if uses_lora(job.config.adapter.method) else {}
+    return Moment(random=rng.capture(), draws=draws)
 
 
 def rewind(job: Job, then: Moment) -> None:
@@ -99,7 +100,7 @@ def rewind(job: Job, then: Moment) -> None:
     import deltaw as dw
 
     rng.restore(then.random)
-    if job.config.adapter.method != "full":
+    if uses_lora(job.config.adapter.method):
         dw.set_draws(job.model, then.draws)
 
 

@@ -1,4 +1,4 @@
-"""Putting on what is trained: a fresh adapter, an earlier one, or every weight."""
+"""Putting on what is trained: a fresh adapter, an earlier one, a baseline, or every weight."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch.nn import Parameter
 
 from deltaw.errors import StateError
 from deltaw.reports import plural
+from deltaw.train import baseline
 from deltaw.train.config import TrainConfig, spec_of
 from deltaw.train.memory import Kept, frozen_values, kept_by, kept_in
+from deltaw.train.method_config import is_baseline, uses_lora
 
 if TYPE_CHECKING:
     from deltaw.adapter import Adapter
@@ -141,6 +143,11 @@ def wear(
         model.requires_grad_(True)
         trained = tuple(model.named_parameters())
         return Wearing(parameters=trained, sites={}, summary=f"full fine-tuning: {_count(trained)} parameters")
+    if is_baseline(config.adapter.method):
+        low_rank = lora_config(config, rank, heads, rows) if uses_lora(config.adapter.method) else None
+        put, summary = baseline.put_on(model, baseline.method_of(config, low_rank, tuple(heads)))
+        trained = tuple(dw.trainable(model))
+        return Wearing(parameters=trained, sites={}, summary=summary, notes=put.notes)
     if config.adapter.start is not None:
         earlier, told = _earlier(config, model, heads)
         loaded: Any = dw.load(model, earlier, name=NAME, trainable=True)
@@ -209,14 +216,16 @@ def check_gradients(model: nn.Module, method: str) -> None:
 
     Args:
         model: with its adapter.
-        method: ``lora`` or ``full``.
+        method: as in ``--method``.
 
     Raises:
         StateError: naming what is bypassed, untrained or misplaced.
     """
     import deltaw as dw
 
-    if method == "full":
+    if is_baseline(method):
+        baseline.check(model)
+    if not uses_lora(method):
         return
     report: Any = dw.check(model)
     if report.ok:
@@ -241,7 +250,10 @@ def fill_state(job: Job, place: Path) -> None:
     """
     import deltaw as dw
 
-    if job.config.adapter.method == "lora" and job.parameters:
+    method = job.config.adapter.method
+    if is_baseline(method):
+        baseline.save_into(job.model, place)
+    elif method == "lora" and job.parameters:
         dw.save(job.model, place, name=NAME)
-        if job.new_tokens:
-            job.tokenizer.save_pretrained(place)
+    if job.new_tokens and job.parameters:
+        job.tokenizer.save_pretrained(place)
