@@ -185,7 +185,6 @@ def targets_of(family: str, matrices: str = "qv") -> list[str]:
     return [f"{path}[{','.join(letters)}]" if path in _FUSED else path for path, letters in found.items()]
 
 
-@functools.lru_cache(maxsize=16)
 def meta_model_of(name: str, labels: int | None = None) -> Any:
     """Build one of the paper's models on the meta device, once for each call of its kind.
 
@@ -199,9 +198,14 @@ def meta_model_of(name: str, labels: int | None = None) -> Any:
     Raises:
         ConfigError: if the paper has none of that name.
     """
+    return _built(paper_model(name).name, labels)
+
+
+@functools.lru_cache(maxsize=16)
+def _built(name: str, labels: int | None) -> Any:
     from deltaw.train.shape import meta_model
 
-    return meta_model(paper_model(name).name, labels=labels)
+    return meta_model(name, labels=labels)
 
 
 def lora_plan(name: str, matrices: str, rank: int, *, labels: int | None = None, head: bool = False) -> Plan:

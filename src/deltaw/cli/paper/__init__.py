@@ -8,7 +8,23 @@ from deltaw.cli._group import LazyGroup, Verb
 
 __all__ = ["VERBS", "command"]
 
-VERBS: dict[str, Verb] = {}
+VERBS: dict[str, Verb] = {
+    "counts": Verb(
+        section="Facts",
+        module="deltaw.cli.paper.counts",
+        line="Count what the paper counts, exactly, beside what it prints.",
+    ),
+    "memory": Verb(
+        section="Facts",
+        module="deltaw.cli.paper.memory",
+        line="Account for the memory of one training step, method by method.",
+    ),
+    "tables": Verb(
+        section="Facts",
+        module="deltaw.cli.paper.tables",
+        line="Print a table of the paper as it stands there.",
+    ),
+}
 
 
 @click.command("paper", cls=LazyGroup, verbs=VERBS)

@@ -21,7 +21,7 @@ __all__ = ["TABLE_IDS", "errata", "erratum", "find_cell", "printed_table", "prin
 
 _FIGURES = tuple(f"figure{number}" for number in range(2, 9))
 TABLE_IDS = (*(f"table{number}" for number in range(1, 19)), *_FIGURES, "claims", "datasets")
-"""Every table, in the order of the paper, then the figures of which numbers are stated, what the text claims, its data."""
+"""The tables in the order of the paper, the figures of which numbers are stated, what the text claims, its data."""
 
 NOTHING = "-"
 BETTER = ("", "higher", "lower")
