@@ -274,7 +274,7 @@ def _baseline_cases() -> Iterator[Case]:
         group="baseline", name="GPT-3 175B BitFit", formula=f"{layers} x 11 x {d}",
         exact=counts.bias_count(layers, d), label="14.2M", source="Table 4", errata=("ERR8",),
         note="biases of the blocks; the norm after them has 12,288 more",
-        modules=partial(models.bias_parameters, GPT3, blocks_only=True),
+        modules=partial(models.bias_parameters, GPT3),
     )  # fmt: skip
 
 

@@ -16,11 +16,14 @@ from deltaw.errors import ConfigError, ModelError, nearest
 from deltaw.presets import preset
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from deltaw.sites import Plan
 
 __all__ = [
-    "PAPER_MODELS", "PaperModel", "bias_parameters", "block_parameters", "body_parameters", "head_parameters",
-    "lora_parameters", "lora_plan", "meta_model_of", "paper_model", "targets_of", "tiny_model", "total_parameters",
+    "PAPER_MODELS", "PaperModel", "bias_parameters", "bias_values", "block_parameters", "block_values", "blocks_of",
+    "body_parameters", "head_parameters", "lora_parameters", "lora_plan", "meta_model_of", "paper_model", "targets_of",
+    "tiny_model", "total_parameters",
 ]  # fmt: skip
 
 
@@ -31,9 +34,9 @@ class PaperModel:
     Args:
         name: its preset.
         title: as the paper's tables call it.
-        rank: the rank of the paper's main result, erratum ERR2 heeded.
+        rank: r of the paper's main setting with q and v adapted, erratum ERR2 heeded; for GPT-3 the one whose bytes
+            section 4.2 counts.
         body: path of the module that the formulas of totals speak of.
-        blocks: path of the list of blocks.
         head: what is trained beside the adapter, as patterns; empty for language models.
         hub: name of the published weights on the hub; empty where there are none.
     """
@@ -42,7 +45,6 @@ class PaperModel:
     title: str
     rank: int
     body: str
-    blocks: str
     head: tuple[str, ...] = ()
     hub: str = ""
 
@@ -76,11 +78,9 @@ class PaperModel:
         return int(next(config[name] for name in names if name in config))
 
 
-_GPT: dict[str, Any] = {"body": "transformer", "blocks": "transformer.h"}
-_ROBERTA: dict[str, Any] = {"body": "roberta", "blocks": "roberta.encoder.layer", "head": ("classifier",)}
-_DEBERTA: dict[str, Any] = {
-    "body": "deberta", "blocks": "deberta.encoder.layer", "head": ("pooler.dense", "classifier"),
-}  # fmt: skip
+_GPT: dict[str, Any] = {"body": "transformer"}
+_ROBERTA: dict[str, Any] = {"body": "roberta", "head": ("classifier",)}
+_DEBERTA: dict[str, Any] = {"body": "deberta", "head": ("pooler.dense", "classifier")}
 
 PAPER_MODELS: dict[str, PaperModel] = {
     model.name: model
@@ -93,7 +93,7 @@ PAPER_MODELS: dict[str, PaperModel] = {
         PaperModel(
             name="deberta-v2-xxlarge", title="DeBERTa XXL", rank=16, hub="microsoft/deberta-v2-xxlarge", **_DEBERTA
         ),
-        PaperModel(name="gpt3-175b", title="GPT-3 175B", rank=8, **_GPT),
+        PaperModel(name="gpt3-175b", title="GPT-3 175B", rank=4, **_GPT),
     )
 }
 
@@ -282,19 +282,16 @@ def body_parameters(name: str) -> int:
     return sum(p.numel() for p in meta_model_of(name).get_submodule(paper_model(name).body).parameters())
 
 
-def bias_parameters(name: str, *, blocks_only: bool = False) -> int:
-    """Count the bias values of a model without its head.
+def bias_parameters(name: str) -> int:
+    """Count the bias values that bias-only training trains.
 
     Args:
         name: a key of ``PAPER_MODELS``.
-        blocks_only: leave out norms before and after the blocks.
 
     Returns:
         Values.
     """
-    known = paper_model(name)
-    part = meta_model_of(name).get_submodule(known.blocks if blocks_only else known.body)
-    return sum(p.numel() for key, p in part.named_parameters() if key.rpartition(".")[2] == "bias")
+    return bias_values(meta_model_of(name))
 
 
 def block_parameters(name: str, last: int) -> int:
@@ -307,8 +304,65 @@ def block_parameters(name: str, last: int) -> int:
     Returns:
         Values.
     """
-    blocks = list(meta_model_of(name).get_submodule(paper_model(name).blocks))
-    return sum(p.numel() for block in blocks[len(blocks) - last :] for p in block.parameters())
+    return block_values(meta_model_of(name), last)
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Find the blocks of a transformers model.
+
+    Args:
+        model: the model.
+
+    Returns:
+        Its blocks, first to last.
+
+    Raises:
+        ModelError: if it has no list of as many modules as its config says.
+    """
+    from torch.nn import ModuleList
+
+    number = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    lists = [module for module in model.modules() if isinstance(module, ModuleList) and len(module) == number]
+    if not lists:
+        raise ModelError(
+            "the model's blocks cannot be found",
+            where=type(model).__name__,
+            got=f"no list of {number} modules",
+            expected="a transformers model whose blocks are one list",
+            hint="use a model of transformers, loaded from its config",
+        )
+    return list(lists[0])
+
+
+def bias_values(model: nn.Module) -> int:
+    """Count the biases of a model's blocks and of its embeddings; the norm behind the last block is left out.
+
+    Args:
+        model: a transformers model.
+
+    Returns:
+        Values.
+
+    Source:
+        The paper's counts: 11 d a block on GPT-3, and d of the norm over the embeddings on RoBERTa.
+    """
+    before = [module for path, module in model.named_modules() if path.rpartition(".")[2] == "embeddings"]
+    parts = [*blocks_of(model), *before]
+    named = ((key, p) for part in parts for key, p in part.named_parameters())
+    return sum(p.numel() for key, p in named if key.rpartition(".")[2] == "bias")
+
+
+def block_values(model: nn.Module, last: int) -> int:
+    """Count the values of a model's last blocks.
+
+    Args:
+        model: a transformers model.
+        last: how many.
+
+    Returns:
+        Values.
+    """
+    return sum(p.numel() for block in blocks_of(model)[-last:] for p in block.parameters())
 
 
 _TINY: Mapping[str, Mapping[str, Any]] = {
