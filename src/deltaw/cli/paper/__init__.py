@@ -9,6 +9,11 @@ from deltaw.cli._group import LazyGroup, Verb
 __all__ = ["VERBS", "command"]
 
 VERBS: dict[str, Verb] = {
+    "models": Verb(
+        section="Facts",
+        module="deltaw.cli.paper.models",
+        line="List the paper's models with their counts, or open one with its weights.",
+    ),
     "counts": Verb(
         section="Facts",
         module="deltaw.cli.paper.counts",
