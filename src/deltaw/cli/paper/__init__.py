@@ -29,6 +29,26 @@ VERBS: dict[str, Verb] = {
         module="deltaw.cli.paper.recipe",
         line="Print the settings of a table of the paper as a configuration file.",
     ),
+    "models": Verb(
+        section="Facts",
+        module="deltaw.cli.paper.models",
+        line="List the paper's models with their counts, or open one with its weights.",
+    ),
+    "counts": Verb(
+        section="Facts",
+        module="deltaw.cli.paper.counts",
+        line="Count what the paper counts, exactly, beside what it prints.",
+    ),
+    "memory": Verb(
+        section="Facts",
+        module="deltaw.cli.paper.memory",
+        line="Account for the memory of one training step, method by method.",
+    ),
+    "tables": Verb(
+        section="Facts",
+        module="deltaw.cli.paper.tables",
+        line="Print a table of the paper as it stands there.",
+    ),
 }
 
 

@@ -1,0 +1,49 @@
+"""How a printed table is printed again."""
+
+from __future__ import annotations
+
+from deltaw.paper.tables.types import PrintedTable, Row
+from deltaw.reports import table
+
+__all__ = ["heading", "show"]
+
+
+def heading(printed: PrintedTable) -> str:
+    """Name a table.
+
+    Args:
+        printed: the table.
+
+    Returns:
+        Such as ``Table 3``, ``Figure 5`` or ``claims``.
+    """
+    kind = printed.id.rstrip("0123456789")
+    return f"{kind.capitalize()} {printed.id[len(kind) :]}" if kind != printed.id else printed.id.capitalize()
+
+
+def show(printed: PrintedTable) -> str:
+    """Print a table: title, cells as in the paper, then what its marks, notes and errata say.
+
+    Args:
+        printed: the table.
+
+    Returns:
+        Text.
+    """
+    from deltaw.paper.tables.load import erratum
+
+    counted = any(row.parameters for row in printed.rows)
+    header = ["", *(["parameters"] if counted else []), *(column.id for column in printed.columns)]
+    rows = [_line(row, printed, counted) for row in printed.rows]
+    lines = [f"{heading(printed)}: {printed.title}", f"({printed.metric})", "", table(header, rows), ""]
+    lines += [f"{mark} {meaning}" for mark, meaning in printed.marks.items()]
+    lines += [f"data: {printed.data}"] if printed.data else []
+    lines.append(f"reproducible: {printed.reproducible}" + (f" ({printed.why})" if printed.why else ""))
+    lines += [f"needs: {printed.needs}"] if printed.needs else []
+    lines += [f"note: {note}" for note in printed.notes]
+    return "\n".join([*lines, *(str(erratum(name)) for name in printed.errata)])
+
+
+def _line(row: Row, printed: PrintedTable, counted: bool) -> list[str]:
+    texts = [row.cells[column.id].text if column.id in row.cells else "-" for column in printed.columns]
+    return [row.id + (f" {row.marks}" if row.marks else ""), *([row.parameters or "-"] if counted else []), *texts]
