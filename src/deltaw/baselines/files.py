@@ -27,7 +27,7 @@ from deltaw.baselines.verbs import trainable as trained
 from deltaw.baselines.worn import worn_of
 from deltaw.checkpoint import SaveReport
 from deltaw.checkpoint import save as save_lora
-from deltaw.disk import safetensors_bytes, write_files
+from deltaw.disk import Content, safetensors_file, write_files
 from deltaw.errors import CheckpointError, ConfigError, nearest
 from deltaw.fingerprint import differences
 from deltaw.functional import all_finite
@@ -211,14 +211,14 @@ def save(model: nn.Module, directory: str | Path) -> SaveReport:
         "metadata": worn.metadata,
     }
     beside = None if worn.method.low_rank is None else save_lora(root, place / LORA)
-    files = {
-        WEIGHTS: safetensors_bytes(tensors, {}),
+    files: dict[str, Content] = {
+        WEIGHTS: safetensors_file(tensors, {}),
         BASELINE_CONFIG: (json.dumps(config, indent=1, sort_keys=True) + "\n").encode(),
     }
-    write_files(place, files)
+    size = write_files(place, files)
     return SaveReport(
         path=place,
-        bytes=sum(map(len, files.values())) + (0 if beside is None else beside.bytes),
+        bytes=size + (0 if beside is None else beside.bytes),
         tensors=len(tensors) + (0 if beside is None else beside.tensors),
         notes=() if beside is None else beside.notes,
     )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deltaw.disk import safetensors_bytes, write_files
+from deltaw.disk import Content, safetensors_file, write_files
 from deltaw.errors import CheckpointError, ConfigError, TargetError, nearest
 from deltaw.fingerprint import differences, fingerprint
 from deltaw.functional import all_finite
@@ -155,16 +155,16 @@ def save(
     notes = {where: layer.settings() for where, layer in layers.items()}
     renamed = {f"{prefix}{key}": value.detach() for key, value in tensors.items()}
     content = _content(place, renamed, notes, _identity(layers), wrapped, prefix)
-    write_files(place.parent, {place.name: content})
+    size = write_files(place.parent, {place.name: content})
     values = sum(tensor.numel() for tensor in factors)
     others = len(tensors) - len(factors)
-    return SaveReport(path=place, bytes=len(content), tensors=len(factors), values=values, others=others)
+    return SaveReport(path=place, bytes=size, tensors=len(factors), values=values, others=others)
 
 
 def _content(
     place: Path, tensors: dict[str, Tensor], notes: dict[str, Any], base: dict[str, Any], wrapped: bool, prefix: str
-) -> bytes:
-    """The file's bytes."""
+) -> Content:
+    """What the file holds."""
     if place.suffix == ".safetensors":
         if wrapped:
             raise ConfigError(
@@ -172,7 +172,7 @@ def _content(
                 got=place.name, expected="a name that ends in .pt or .bin", hint="leave wrapped out, or rename it.",
             )  # fmt: skip
         own = json.dumps({"layers": notes, "base": base}, sort_keys=True, separators=(",", ":"))
-        return safetensors_bytes(tensors, {"format": "pt", _HEADER: own})
+        return safetensors_file(tensors, {"format": "pt", _HEADER: own})
     # clones, since torch.save writes the whole storage that a view is of
     plain = OrderedDict((key, value.to("cpu", copy=True)) for key, value in tensors.items())
     told: dict[str, Any] = {f"{prefix}{path}": {"version": 1, NOTE: note} for path, note in notes.items()}
