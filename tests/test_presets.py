@@ -116,6 +116,12 @@ def test_biases_of_bitfit() -> None:
         assert found == expected
 
 
+def test_the_papers_flags_are_those_of_its_tables() -> None:
+    """Table 9: alpha 8 on RoBERTa base, 16 on large."""
+    assert "--rank 8 --alpha 8 " in PRESETS["roberta-base"].paper
+    assert "--rank 8 --alpha 16 " in PRESETS["roberta-large"].paper
+
+
 def test_an_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="gpt2-medium"):
         preset("gpt2-medum")

@@ -37,6 +37,7 @@ def test_wheel_builds_and_works_alone(tmp_path: Path) -> None:
         names = archive.namelist()
         archive.extractall(site)
     assert "deltaw/py.typed" in names
+    assert {"deltaw/paper/tables/table18.toml", "deltaw/paper/tables/errata.toml"} <= set(names)
     assert all(name.startswith(("deltaw/", "deltaw-")) for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     code = f"import sys; SITE = {str(site)!r}; sys.path.insert(0, SITE)\n" + USE

@@ -115,7 +115,7 @@ _QWEN3_8B = {
 }
 
 _GPT2_PAPER = "--target 'c_attn[q,v]' --rank 4 --alpha 32"
-_ROBERTA_PAPER = "--target query --target value --rank 8 --alpha 8 --labels 3 --train-also classifier"
+_ROBERTA_PAPER = "--target query --target value --rank 8 --alpha {} --labels 3 --train-also classifier"
 _DEBERTA_PAPER = (
     "--target query_proj --target value_proj --rank 16 --alpha 32 --labels 3 --train-also classifier "
     "--train-also pooler.dense"
@@ -126,10 +126,13 @@ PRESETS: dict[str, Preset] = {
     "gpt2-medium": Preset(config=_gpt2(1024, 24, 16), task="causal", note="GPT-2 medium, 355M", paper=_GPT2_PAPER),
     "gpt2-large": Preset(config=_gpt2(1280, 36, 20), task="causal", note="GPT-2 large, 774M", paper=_GPT2_PAPER),
     "roberta-base": Preset(
-        config=_roberta(768, 12, 12), task="classification", note="RoBERTa base, 125M", paper=_ROBERTA_PAPER
+        config=_roberta(768, 12, 12), task="classification", note="RoBERTa base, 125M", paper=_ROBERTA_PAPER.format(8)
     ),
     "roberta-large": Preset(
-        config=_roberta(1024, 24, 16), task="classification", note="RoBERTa large, 355M", paper=_ROBERTA_PAPER
+        config=_roberta(1024, 24, 16),
+        task="classification",
+        note="RoBERTa large, 355M",
+        paper=_ROBERTA_PAPER.format(16),
     ),
     "deberta-v2-xxlarge": Preset(
         config=_DEBERTA_XXL, task="classification", note="DeBERTa v2 XXL, 1.5B", paper=_DEBERTA_PAPER

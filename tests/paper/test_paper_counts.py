@@ -313,7 +313,8 @@ def test_the_command_gives_json_and_csv(capsys: pytest.CaptureFixture[str], tmp_
 
 
 @pytest.mark.parametrize(
-    ("words", "said"), [(["--group", "adaptor"], "'adapter'"), (["--group", "head", "--csv", "{}/no/such.csv"], "--csv")]
+    ("words", "said"),
+    [(["--group", "adaptor"], "'adapter'"), (["--group", "head", "--csv", "{}/no/such.csv"], "--csv")],
 )
 def test_the_command_refuses(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

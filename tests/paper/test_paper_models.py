@@ -254,7 +254,10 @@ def test_the_command_opens_a_model(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "GPT2LMHeadModel" in text and "none of the paper's" in text and "input: 3 4 5" in text
     found = json.loads(run(capsys, str(tmp_path), "--json"))
     expected = fixed_logits(model, [40, 60, 80, 100])
-    assert found["logits"]["total"] == pytest.approx(expected.total, rel=1e-4, abs=1e-4) and len(found["logits"]["top"]) == 5
+    assert (
+        found["logits"]["total"] == pytest.approx(expected.total, rel=1e-4, abs=1e-4)
+        and len(found["logits"]["top"]) == 5
+    )
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     assert json.loads(run(capsys, str(tmp_path), "--task", "classification", "--json"))["task"] == "classification"
 

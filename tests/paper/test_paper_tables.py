@@ -128,7 +128,9 @@ def test_errata_are_nineteen_in_order() -> None:
 
 
 @pytest.mark.shared
-@pytest.mark.parametrize(("section", "name"), [("1.4", "table2"), ("1.5", "table3"), ("1.7", "table4"), ("1.10", "table16")])
+@pytest.mark.parametrize(
+    ("section", "name"), [("1.4", "table2"), ("1.5", "table3"), ("1.7", "table4"), ("1.10", "table16")]
+)
 def test_tables_equal_the_facts_cell_by_cell(section: str, name: str) -> None:
     if not FACTS.is_file():
         pytest.skip("no facts beside the repository")
