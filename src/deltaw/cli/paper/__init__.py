@@ -8,7 +8,13 @@ from deltaw.cli._group import LazyGroup, Verb
 
 __all__ = ["VERBS", "command"]
 
-VERBS: dict[str, Verb] = {}
+VERBS: dict[str, Verb] = {
+    "score": Verb(
+        section="Metrics",
+        module="deltaw.cli.paper.score",
+        line="Score texts, labels, numbers or queries against references.",
+    ),
+}
 
 
 @click.command("paper", cls=LazyGroup, verbs=VERBS)
