@@ -12,7 +12,7 @@ HYPOTHESES = [
     "Blue Spice is a coffee shop in the riverside area .",
     "The Eagle serves cheap English food near Burger King .",
     "There is a family friendly pub called The Mill .",
-    "The Mill , a pub , has a price range of 20-25 .",
+    "The Mill , a pub , has a price range of 20 to 25 .",
     "Cotto is not a family friendly place .",
     "If you like wine , try The Vaults by the river .",
     "It is rated 5 out of 5 by its customers .",
@@ -24,7 +24,11 @@ REFERENCES = [
     ["Blue Spice is a riverside coffee shop .", "In the riverside area there is a coffee shop called Blue Spice ."],
     ["The Eagle near Burger King serves cheap English food .", "For cheap English food there is The Eagle ."],
     ["The Mill is a family friendly pub ."],
-    ["The Mill is a pub with a price range of 20-25 .", "The Mill , a pub , costs 20-25 .", "A pub is The Mill ."],
+    [
+        "The Mill is a pub with a price range of 20 to 25 .",
+        "The Mill , a pub , costs 20 to 25 .",
+        "A pub is The Mill .",
+    ],
     ["Cotto is no place for families .", "Cotto is not family friendly ."],
     ["If wine is what you like , The Vaults is by the river .", "Try the wine of The Vaults by the river ."],
     ["Its customers rate it 5 out of 5 .", "It has a rating of 5 out of 5 by customers ."],
@@ -46,7 +50,7 @@ def bleu(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequ
             found = grams(words, n)
             for gram in set(found):
                 hits[n - 1] += min(found.count(gram), max(grams(text, n).count(gram) for text in group))
-            totals[n - 1] += len(words) - n + 1
+            totals[n - 1] += len(found)
         ours += len(words)
         theirs += sorted((abs(len(text) - len(words)), len(text)) for text in group)[0][1]
     return float(np.exp(min(0.0, 1 - theirs / ours)) * np.exp(np.log(hits / totals).mean()))
@@ -65,7 +69,7 @@ def nist(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Sequ
                 times = min(found.count(gram), max(grams(text, n).count(gram) for text in group))
                 if times:
                     information += times * math.log2(pools[n - 1].count(gram[:-1]) / pools[n].count(gram))
-            length += len(words) - n + 1
+            length += len(found)
         total += information / length
     ours = sum(map(len, hypotheses))
     theirs = sum(float(np.mean([len(text) for text in group])) for group in references)
@@ -98,7 +102,9 @@ def cider(hypotheses: Sequence[Sequence[str]], references: Sequence[Sequence[Seq
         documents = np.array([sum(any(g in grams(t, n) for t in group) for group in references) for g in columns])
         weights = math.log(len(references)) - np.log(np.maximum(1, documents))
 
-        def vector(text: Sequence[str], n: int = n, columns: list = columns, weights: np.ndarray = weights) -> np.ndarray:
+        def vector(
+            text: Sequence[str], n: int = n, columns: list = columns, weights: np.ndarray = weights
+        ) -> np.ndarray:
             found = grams(text, n)
             return np.array([found.count(gram) for gram in columns], dtype=np.float64) * weights
 

@@ -13,11 +13,15 @@ from deltaw.errors import ConfigError, DataError
 from deltaw.paper.metrics import GLUE_METRICS, METRICS, score
 
 
+def words(text: str) -> list[str]:
+    return text.split()
+
+
 def one(texts: str) -> list[list[str]]:
     return [[text] for text in texts.split()]
 
 
-OURS, RIGHT = "1 1 1 0 0 1 0 0".split(), one("1 1 0 0 1 1 0 0")
+OURS, RIGHT = words("1 1 1 0 0 1 0 0"), one("1 1 0 0 1 1 0 0")
 """3 true positives, 1 false positive, 1 false negative, 3 true negatives."""
 
 
@@ -31,21 +35,21 @@ def test_labels_by_hand() -> None:
 
 
 def test_f1_options() -> None:
-    ours, right = "a a b c".split(), one("a b b c")
+    ours, right = words("a a b c"), one("a b b c")
     # a: 1 of 2 and 1 of 1; b: 1 of 1 and 1 of 2; c: right
     assert score("f1", ours, right, average="macro").value == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
     assert score("f1", ours, right, average="micro").value == pytest.approx(3 / 4)
-    yes = score("f1", "y n n".split(), one("y y n"), positive="y").value
-    no = score("f1", "y n n".split(), one("y y n"), positive="n").value
+    yes = score("f1", words("y n n"), one("y y n"), positive="y").value
+    no = score("f1", words("y n n"), one("y y n"), positive="n").value
     assert (yes, no) == (pytest.approx(2 / 3), pytest.approx(2 / 3)) and score(
-        "f1", "y n n n".split(), one("y y n n"), positive="n"
+        "f1", words("y n n n"), one("y y n n"), positive="n"
     ).value == pytest.approx(2 * 2 / (2 * 2 + 1))
     with pytest.raises(ConfigError, match="two labels"):
         score("f1", ours, right)
 
 
 def test_correlations_by_hand() -> None:
-    ours, right = "1 2 3 5".split(), one("1 3 2 6")
+    ours, right = words("1 2 3 5"), one("1 3 2 6")
     # means 11/4 and 3: products 35/4 ... sum (x - mean)(y - mean) = 10, squares 35/4 and 14
     xs, ys = [1, 2, 3, 5], [1, 3, 2, 6]
     dx, dy = [x - 11 / 4 for x in xs], [y - 3 for y in ys]
@@ -55,17 +59,17 @@ def test_correlations_by_hand() -> None:
     # ranks 1 2 3 4 and 1 3 2 4: 1 - 6 * 2 / (4 * 15)
     assert score("spearman", ours, right).value == pytest.approx(1 - 12 / 60)
     # ties share ranks: 1.5 1.5 3 against 1 2 3
-    assert score("spearman", "1 1 2".split(), one("1 2 3")).value == pytest.approx(math.sqrt(3) / 2)
+    assert score("spearman", words("1 1 2"), one("1 2 3")).value == pytest.approx(math.sqrt(3) / 2)
 
 
 def test_one_label_on_a_side_has_no_matthews_correlation() -> None:
-    found = score("matthews", "1 1 1".split(), one("1 0 1"))
+    found = score("matthews", words("1 1 1"), one("1 0 1"))
     assert found.value == 0 and "all hypotheses have one label" in found.notes[0]
-    assert score("matthews", "1 1".split(), one("1 1")).value == 0
+    assert score("matthews", words("1 1"), one("1 1")).value == 0
 
 
 def test_mnli_over_both_sets(tmp_path: Path) -> None:
-    ours, right = "0 1 2 0 1".split(), one("0 1 2 1 0")
+    ours, right = words("0 1 2 0 1"), one("0 1 2 1 0")
     domains = ["matched"] * 3 + ["mismatched"] * 2
     found = score("mnli", ours, right, domains=domains)
     assert found.value == 3 / 5
@@ -73,12 +77,12 @@ def test_mnli_over_both_sets(tmp_path: Path) -> None:
     file = tmp_path / "domains.txt"
     file.write_text("\n".join(domains) + "\n")
     assert score("mnli", ours, right, domains=file).value == 3 / 5
-    for wrong, words in (
+    for wrong, message in (
         (domains[:-1], "4 domains for 5 labels"),
         (["matched"] * 5, "no label that is mismatched"),
         ([*domains[:-1], "other"], "'other' on line 5"),
     ):
-        with pytest.raises(DataError, match=words):
+        with pytest.raises(DataError, match=message):
             score("mnli", ours, right, domains=wrong)
 
 

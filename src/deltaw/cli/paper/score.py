@@ -29,7 +29,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--empty-hypotheses",
-    metavar="RULE",
+    type=click.Choice(["refused", "counted"]),
     default="refused",
     show_default=True,
     help="What an empty hypothesis is: refused, or counted as the nothing that it is.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 
@@ -156,11 +156,10 @@ def transposed(references: References) -> list[list[str | None]]:
     return [[group[i] if i < len(group) else None for group in references] for i in range(width)]
 
 
-def numbered(count: int, items: Iterator[int]) -> str:
+def _numbered(found: Sequence[int], count: int) -> str:
     """Name the first few of some segments for an error message."""
-    found = list(items)
-    shown = ", ".join(str(number + 1) for number in found[:5])
-    return f"{len(found)} of {count}: " + shown + (", ..." if len(found) > 5 else "")
+    shown = ", ".join(str(number + 1) for number in found[:5]) + (", ..." if len(found) > 5 else "")
+    return f"{'segment' if len(found) == 1 else 'segments'} {shown} of {count}"
 
 
 def checked(hypotheses: Sequence[str], references: References, *, allow_empty: bool) -> None:
@@ -203,7 +202,7 @@ def checked(hypotheses: Sequence[str], references: References, *, allow_empty: b
     if empty and not allow_empty:
         raise DataError(
             "a hypothesis is empty",
-            where=f"hypotheses, segments {numbered(len(hypotheses), iter(empty))}",
+            where=f"hypotheses, {_numbered(empty, len(hypotheses))}",
             got="no text",
             expected="a text for every segment",
             hint='if the model really wrote nothing there, score it as such: empty_hypotheses="counted"',
@@ -212,7 +211,7 @@ def checked(hypotheses: Sequence[str], references: References, *, allow_empty: b
     if bare:
         raise DataError(
             "a group of references is empty",
-            where=f"references, segments {numbered(len(references), iter(bare))}",
+            where=f"references, {_numbered(bare, len(references))}",
             got="no text",
             expected="at least one reference text for every hypothesis",
             hint="leave these segments out of both files, or add what they are compared with",

@@ -1,8 +1,9 @@
 """BLEU as the E2E scripts report it: mteval-v13a's tokens and rules, in the arithmetic of pymteval.
 
-sacrebleu counts matches and lengths. Three rules are pymteval's and are applied to the counts here: n-gram totals are
-(words - n + 1) summed over all segments, negative for segments shorter than n; a precision is never below 1e-15, so
-that the score is never 0; the value lies between 0 and 1.
+sacrebleu counts matches and lengths. What is pymteval's is applied to the counts here: matches of an order are never
+fewer than 1e-15, so that the score is never 0, and the value lies between 0 and 1. One thing is not taken over unless
+it is asked for: pymteval adds (words - n + 1) to an order's total also where that is negative, which lets segments
+shorter than n raise the score, even above 1.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 from collections.abc import Sequence
 
 from deltaw.paper.metrics.base import References, Result, one_of, packages, transposed
-from deltaw.paper.metrics.tokens import mteval_tokens
+from deltaw.paper.metrics.tokens import TOTALS, mteval_tokens, short_segments, totals_of
 
 __all__ = ["bleu"]
 
@@ -26,6 +27,7 @@ def bleu(
     *,
     lowercase: bool = True,
     reference_length: str = "closest",
+    totals: str = "ngrams",
     empty_references: str = "dropped",
 ) -> Result:
     """BLEU-4 over a corpus, between 0 and 1.
@@ -36,6 +38,7 @@ def bleu(
         lowercase: fold the case, as mteval does unless told otherwise.
         reference_length: which reference's length a segment is held against: ``closest`` (the shorter one of two
             that are as close, mteval-v13a) or ``shortest`` (the older rule of mteval-v11b).
+        totals: what matches are divided by: ``ngrams``, as many as there are, or ``pymteval``, see above.
         empty_references: ``dropped``, or ``counted`` as references of length 0.
 
     Returns:
@@ -51,26 +54,30 @@ def bleu(
     from sacrebleu.metrics import BLEU
 
     one_of("bleu", "lowercase", lowercase, (True, False))
+    one_of("bleu", "totals", totals, TOTALS)
     one_of("bleu", "reference_length", reference_length, ("closest", "shortest"))
     counter = BLEU(lowercase=lowercase, tokenize="13a", smooth_method="none", force=True)
     found = counter.corpus_score(list(hypotheses), transposed(references))
     expected = float(found.ref_len)
     if reference_length == "shortest":
         expected = sum(min(len(mteval_tokens(text, lowercase)) for text in group) for group in references)
-    totals = [found.sys_len - n * len(hypotheses) for n in range(ORDER)]
+    lengths = [len(mteval_tokens(text, lowercase)) for text in hypotheses]
+    divisors = totals_of(lengths, ORDER, totals)
     precisions = [
         max(float(hits), LEAST_HITS) / max(float(total), LEAST_TOTAL)
-        for hits, total in zip(found.counts, totals, strict=True)
+        for hits, total in zip(found.counts, divisors, strict=True)
     ]
-    penalty = math.exp(1 - expected / (found.sys_len or 1e-5)) if found.sys_len <= expected else 1.0
+    words = divisors[0]
+    penalty = math.exp(1 - expected / (words or 1e-5)) if words <= expected else 1.0
     return Result(
         value=penalty * math.exp(sum(math.log(precision) for precision in precisions) / ORDER),
         parts={
             **{f"precision_{n + 1}": precision for n, precision in enumerate(precisions)},
             "brevity_penalty": penalty,
-            "hypothesis_length": float(found.sys_len),
+            "hypothesis_length": float(words),
             "reference_length": float(expected),
         },
-        variant=f"BLEU-4, 0 to 1, pymteval rules, 13a tokens, {'lower case' if lowercase else 'cased'}, "
-        f"{reference_length} reference length, empty references {empty_references}; {packages('sacrebleu')}",
+        variant=f"BLEU-4, 0 to 1, mteval-v13a as in pymteval, totals {totals}, 13a tokens, "
+        f"{'lower case' if lowercase else 'cased'}, {reference_length} reference length, empty references {empty_references}; {packages('sacrebleu')}",
+        notes=short_segments(lengths, ORDER, totals),
     )

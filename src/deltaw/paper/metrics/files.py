@@ -2,7 +2,7 @@
 
 ``lines``: one segment a line, in the hypotheses and in each of one or more reference files; a reference file may have
 an empty line where a segment has fewer references. ``e2e``: one reference file whose groups are separated by empty
-lines (e2e-metrics); a file without any empty line has one reference a line.
+lines (e2e-metrics); a file without any empty line has one reference a line, unless there is one hypothesis only.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from deltaw.errors import DataError
 from deltaw.paper.metrics.tokens import ABBREVIATIONS
@@ -93,7 +94,7 @@ def _period(word: str, following: str) -> list[str]:
 
 
 @functools.lru_cache(maxsize=1)
-def _stemmer() -> object:
+def _stemmer() -> Any:
     from nltk.stem.snowball import SnowballStemmer
 
     return SnowballStemmer("english")
@@ -113,7 +114,7 @@ def stem(word: str) -> str:
         >>> stem("serving"), stem("serves")
         ('serv', 'serv')
     """
-    stemmed: str = _stemmer().stem(word)  # type: ignore[attr-defined]
+    stemmed: str = _stemmer().stem(word)
     return stemmed
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from deltaw.paper.metrics.base import References, Result, one_of, packages
-from deltaw.paper.metrics.tokens import Ngrams, mteval_tokens, ngrams
+from deltaw.paper.metrics.tokens import TOTALS, Ngrams, mteval_tokens, ngrams, short_segments, totals_of
 
 __all__ = ["nist"]
 
@@ -24,18 +24,19 @@ def nist(
     references: References,
     *,
     lowercase: bool = True,
+    totals: str = "ngrams",
     empty_references: str = "dropped",
 ) -> Result:
     """NIST over a corpus, from 0 upwards.
 
     The information of an n-gram is log2(occurrences of its first n - 1 words / its own occurrences), counted over all
-    references; that of a word is taken against the number of all words. Totals of an order are (words - n + 1) summed
-    over all segments, negative for segments shorter than n, as pymteval has it.
+    references; that of a word is taken against the number of all words.
 
     Args:
         hypotheses: the texts that are judged, not tokenized.
         references: one group for every hypothesis.
         lowercase: fold the case.
+        totals: what information is divided by: the ``ngrams`` there are, or ``pymteval``, as in ``bleu``.
         empty_references: ``dropped``, or ``counted`` in the mean length of a group.
 
     Returns:
@@ -49,13 +50,14 @@ def nist(
         1.0
     """
     one_of("nist", "lowercase", lowercase, (True, False))
+    one_of("nist", "totals", totals, TOTALS)
     seen: list[Ngrams] = [Counter() for _ in range(ORDER + 1)]
     matched: list[Ngrams] = [Counter() for _ in range(ORDER + 1)]
-    words, mean_words = 0, 0.0
+    lengths, mean_words = [], 0.0
     for hypothesis, group in zip(hypotheses, references, strict=True):
         tokens = mteval_tokens(hypothesis, lowercase)
         texts = [mteval_tokens(text, lowercase) for text in group]
-        words += len(tokens)
+        lengths.append(len(tokens))
         mean_words += sum(map(len, texts)) / len(texts)
         seen[0][()] += sum(map(len, texts))
         for n in range(1, ORDER + 1):
@@ -66,22 +68,23 @@ def nist(
                 seen[n].update(found)
             matched[n].update(ngrams(tokens, n) & most)
     means = []
-    for n in range(1, ORDER + 1):
+    divisors = totals_of(lengths, ORDER, totals)
+    for n, total in enumerate(divisors, 1):
         information = sum(
             count * math.log2(seen[n - 1][ngram[:-1]] / seen[n][ngram]) for ngram, count in matched[n].items()
         )
-        total = words - (n - 1) * len(hypotheses)
         means.append(information / total if total > 0 else 0.0)
-    ratio = words / mean_words
+    ratio = divisors[0] / mean_words
     factor = math.exp(-BETA * math.log(ratio) ** 2) if 0 < ratio < 1 else float(ratio >= 1)
     return Result(
         value=factor * sum(means),
         parts={
             **{f"information_{n + 1}": mean for n, mean in enumerate(means)},
             "length_factor": factor,
-            "hypothesis_length": float(words),
+            "hypothesis_length": float(divisors[0]),
             "reference_length": mean_words,
         },
-        variant=f"NIST-5, pymteval rules, 13a tokens, {'lower case' if lowercase else 'cased'}, mean reference length, "
-        f"empty references {empty_references}; deltaw, tokens of {packages('sacrebleu')}",
+        variant=f"NIST-5 as in pymteval, totals {totals}, 13a tokens, "
+        f"{'lower case' if lowercase else 'cased'}, mean reference length, empty references {empty_references}; deltaw, tokens of {packages('sacrebleu')}",
+        notes=short_segments(lengths, ORDER, totals),
     )

@@ -12,7 +12,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-__all__ = ["ABBREVIATIONS", "PTB", "Ngrams", "mteval_tokens", "ngrams", "ptb_tokens", "treebank_tokens"]
+__all__ = [
+    "ABBREVIATIONS",
+    "PTB",
+    "TOTALS",
+    "Ngrams",
+    "mteval_tokens",
+    "ngrams",
+    "ptb_tokens",
+    "short_segments",
+    "totals_of",
+    "treebank_tokens",
+]
 
 Ngrams = Counter[tuple[str, ...]]
 
@@ -121,3 +132,52 @@ def ngrams(tokens: Sequence[str], n: int) -> Ngrams:
         [(('a', 'b'), 2), (('b', 'a'), 1)]
     """
     return Counter(tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1))
+
+
+TOTALS = ("ngrams", "pymteval")
+"""How n-grams of hypotheses are counted where some are shorter than n."""
+
+
+def totals_of(lengths: Sequence[int], orders: int, rule: str) -> list[int]:
+    """Count the n-grams of all hypotheses, order by order.
+
+    Args:
+        lengths: tokens of each hypothesis.
+        orders: the largest n.
+        rule: ``ngrams``: as many as there are; ``pymteval``: (tokens - n + 1) also where that is negative, and one
+            token in a hypothesis without any.
+
+    Returns:
+        A total for every n from 1.
+
+    Example:
+        >>> totals_of([5, 1], 3, "ngrams"), totals_of([5, 1], 3, "pymteval")
+        ([6, 4, 3], [6, 4, 2])
+    """
+    if rule == "pymteval":
+        return [sum(max(length, 1) - n for length in lengths) for n in range(orders)]
+    return [sum(max(length - n, 0) for length in lengths) for n in range(orders)]
+
+
+def short_segments(lengths: Sequence[int], orders: int, rule: str) -> tuple[str, ...]:
+    """Say where the two ways to count n-grams differ.
+
+    Args:
+        lengths: tokens of each hypothesis.
+        orders: the largest n.
+        rule: which way was taken.
+
+    Returns:
+        One note, or none where both give the same.
+
+    Example:
+        >>> short_segments([4, 5], 5, "ngrams")
+        ()
+    """
+    short = sum(length < orders - 1 for length in lengths)
+    if not short:
+        return ()
+    where = f"{short} of {len(lengths)} hypotheses have fewer than {orders - 1} tokens"
+    if rule == "pymteval":
+        return (f"{where}: their missing n-grams count as negative ones, which raises the value",)
+    return (f"{where}: pymteval, which counts negative numbers of n-grams there, gives another value",)

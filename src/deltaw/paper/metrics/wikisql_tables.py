@@ -88,10 +88,9 @@ class Tables:
         name = f"table_{len(self.names)}"
         columns = ", ".join(f"col{i} {kind}" for i, kind in enumerate(types))
         self.connection.execute(f"CREATE TABLE {name} ({columns})")
+        cells = [[_cell(cell, kind) for cell, kind in zip(row, types, strict=True)] for row in rows]
         marks = ", ".join("?" * len(types))
-        self.connection.executemany(
-            f"INSERT INTO {name} VALUES ({marks})", [[_cell(cell) for cell in row] for row in rows]
-        )
+        self.connection.executemany(f"INSERT INTO {name} VALUES ({marks})", cells)
         self.types[identity], self.names[identity] = types, name
 
     def describe(self, table: str) -> str:
@@ -126,9 +125,16 @@ class Tables:
             return None
 
 
-def _cell(value: Any) -> Any:
-    """A cell as the data set's own databases hold it: text in lower case; SQLite makes numbers of a real column."""
-    return value if value is None or isinstance(value, int | float) else str(value).lower()
+def _cell(value: Any, kind: str) -> Any:
+    """A cell as the data set's own databases hold it: numbers in columns of them, text in lower case."""
+    if value is None or isinstance(value, int | float):
+        return value
+    if kind == "real":
+        try:
+            return float(str(value).replace(",", ""))
+        except ValueError:
+            pass
+    return str(value).lower()
 
 
 def _broken(where: str, got: str) -> DataError:
