@@ -17,6 +17,16 @@ __all__ = ["main"]
 INTERRUPTED = 130
 CLOSED_PIPE = 141
 
+EXTRAS = {
+    **dict.fromkeys(("click", "rich", "tomli"), "cli"),
+    **dict.fromkeys(("nltk", "rouge_score", "sacrebleu", "scipy", "sklearn"), "paper"),
+    "tensorboard": "tensorboard",
+}
+"""The extra a module comes with; every other one comes with the extra train."""
+
+DISTRIBUTIONS = {"nltk": "nltk (of rouge-score)", "rouge_score": "rouge-score", "sklearn": "scikit-learn"}
+"""What a module is called where it is installed from, if that is not its own name."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line.
@@ -89,12 +99,12 @@ def _not_installed(error: Exception) -> DeltawError | None:
     package = (error.name or "").partition(".")[0]
     if package in {"", "deltaw"}:
         return None
-    extra = {"click": "cli", "rich": "cli", "tomli": "cli", "tensorboard": "tensorboard"}.get(package, "train")
+    extra = EXTRAS.get(package, "train")
     return DeltawError(
         "a package that this command needs is not installed",
         where=f"import {error.name}",
         got="no such module",
-        expected=f"{package}, part of the extra {extra!r}",
+        expected=f"{DISTRIBUTIONS.get(package, package)}, part of the extra {extra!r}",
         hint=f"pip install 'deltaw[{extra}]'",
     )
 

@@ -49,6 +49,11 @@ VERBS: dict[str, Verb] = {
         module="deltaw.cli.paper.tables",
         line="Print a table of the paper as it stands there.",
     ),
+    "score": Verb(
+        section="Metrics",
+        module="deltaw.cli.paper.score",
+        line="Score texts, labels, numbers or queries against references.",
+    ),
 }
 
 

@@ -1,0 +1,272 @@
+"""What METEOR knows about words: its normalization, its function words, and the tables of a user.
+
+A synonym table is METEOR's own form of WordNet: a directory with ``english.synsets`` and, where there is one,
+``english.exceptions``, or the synsets file alone. Lines come in pairs: a word and the numbers of its synsets; a base
+form and its irregular forms. A paraphrase table is METEOR's ``paraphrase-en.gz``: lines in threes, a probability that
+is not used and two phrases.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deltaw.errors import DataError
+from deltaw.paper.metrics.tokens import ABBREVIATIONS
+
+__all__ = ["FUNCTION_WORDS", "Paraphrases", "Synonyms", "normalized", "stem"]
+
+_FUNCTION = (
+    "a about after all also an and are as at be been but by can could first for from had has have he her his i if in "
+    "into is it its last more new no not of on one or other out over people s said she so some than that the their "
+    "there they this time to two up was we were what when which who will with would year years you "
+    "'s 't , . \" \u2019 ) -rrb- ( -lrb- : $ - \u201c \u201d -- ? \u2014 '"
+)
+FUNCTION_WORDS = frozenset(_FUNCTION.split())
+"""English function words of METEOR 1.5: tokens with a relative frequency above 1/1000 in news (Denkowski and Lavie
+2011, section 2.2)."""
+
+LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0400-\u052f"
+SIGN = re.compile(rf"([^0-9{LETTER}\s.'`,\-\u2018\u2019])")
+DOTS = re.compile(r"\.{2,}")
+INNER_COMMA = re.compile(r"(?<=\D),|,(?=\D)")
+DASH = re.compile(rf"([0-9{LETTER}.])-([0-9{LETTER}])")
+APOSTROPHES = (
+    (re.compile(rf"([^{LETTER}])'([^{LETTER}])"), r"\1 ' \2"),
+    (re.compile(rf"([^{LETTER}0-9])'([{LETTER}])"), r"\1 ' \2"),
+    (re.compile(rf"([{LETTER}])'([^{LETTER}])"), r"\1 ' \2"),
+    (re.compile(rf"([{LETTER}])'([{LETTER}])"), r"\1 '\2"),
+    (re.compile(r"([0-9])'(s)"), r"\1 '\2"),
+)
+HELD = "\ue000"
+"""Stands for one dot of an ellipsis while periods are split."""
+
+
+def normalized(text: str) -> list[str]:
+    """Split and fold a text as METEOR's -norm does for English.
+
+    Signs become tokens, commas within numbers stay, words lose their hyphens and abbreviations such as U.S. their
+    dots, contractions are split before the apostrophe; then the case is folded. Abbreviations that keep their period
+    are those of ``tokens.ABBREVIATIONS``, a shorter list than the Moses one of the jar.
+
+    Args:
+        text: a segment, tokenized or not.
+
+    Returns:
+        Tokens, lower case.
+
+    Example:
+        >>> normalized("The U.S.-based Mr. Low's 1,000 family-friendly pubs... aren't.")
+        ['the', 'us', 'based', 'mr.', 'low', "'s", '1,000', 'family', 'friendly', 'pubs', '...', 'aren', "'t", '.']
+    """
+    line = SIGN.sub(r" \1 ", f" {text} ")
+    line = DOTS.sub(lambda found: f" {HELD * len(found.group())} ", line)
+    line = INNER_COMMA.sub(" , ", line)
+    line = re.sub("[`\u2018\u2019]", "'", line)
+    line = re.sub("[\u201c\u201d]|''", ' " ', line)
+    line = line.replace("\u2013", "-").replace("--", "-")
+    line = DASH.sub(r"\1 \2", line)
+    for pattern, form in APOSTROPHES:
+        line = pattern.sub(form, line)
+    words = line.split()
+    tokens: list[str] = []
+    for i, word in enumerate(words):
+        tokens += _period(word, words[i + 1] if i + 1 < len(words) else "")
+    return [token.replace(HELD, ".").lower() for token in tokens]
+
+
+def _period(word: str, following: str) -> list[str]:
+    """Decide about the period at the end of a word: dropped, kept, or a token of its own."""
+    body = word[:-1]
+    if not body or not word.endswith("."):
+        return [word]
+    if "." in body and re.search(f"[{LETTER}]", body):
+        return [word.replace(".", "")]
+    initial = len(body) == 1 and body.isupper()
+    numbered = body.lower() != "no" or following[:1].isdigit()
+    kept = initial or (body.lower() in ABBREVIATIONS and numbered) or following[:1].islower()
+    return [word] if kept else [body, "."]
+
+
+@functools.lru_cache(maxsize=1)
+def _stemmer() -> Any:
+    from nltk.stem.snowball import SnowballStemmer
+
+    return SnowballStemmer("english")
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def stem(word: str) -> str:
+    """Stem an English word with Snowball's rules, as METEOR does.
+
+    Args:
+        word: lower case.
+
+    Returns:
+        Its stem.
+
+    Example:
+        >>> stem("serving"), stem("serves")
+        ('serv', 'serv')
+    """
+    stemmed: str = _stemmer().stem(word)
+    return stemmed
+
+
+# WordNet's rules of detachment (morphy): nouns, then verbs, then adjectives.
+ENDINGS = (
+    *(("s", ""), ("ses", "s"), ("xes", "x"), ("zes", "z"), ("ches", "ch"), ("shes", "sh"), ("men", "man")),
+    *(("ies", "y"), ("s", ""), ("ies", "y"), ("es", "e"), ("es", ""), ("ed", "e"), ("ed", ""), ("ing", "e")),
+    *(("ing", ""), ("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synonyms:
+    """A table of synonyms.
+
+    Args:
+        where: the file it was read from.
+        synsets: word -> numbers of its synsets.
+        bases: irregular form -> base forms.
+    """
+
+    where: str
+    synsets: dict[str, frozenset[str]]
+    bases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Synonyms:
+        """Read METEOR's form of WordNet.
+
+        Args:
+            path: the directory with ``english.synsets``, or that file.
+
+        Returns:
+            The table.
+
+        Raises:
+            DataError: if the file is absent, empty or not of that form.
+        """
+        place = Path(path).expanduser()
+        file = place / "english.synsets" if place.is_dir() else place
+        found: dict[str, frozenset[str]] = {}
+        for number, (word, sets) in _records(file, 2):
+            if not sets.split() or not all(item.isdigit() for item in sets.split()):
+                raise _broken(file, number, repr(sets[:40]), "the numbers of the synsets of the word above it")
+            found[word] = frozenset(sets.split())
+        forms: dict[str, tuple[str, ...]] = {}
+        irregular = file.with_name("english.exceptions")
+        if file.name == "english.synsets" and irregular.is_file():
+            for _, (base, written) in _records(irregular, 2):
+                for form in written.split():
+                    forms[form] = (*forms.get(form, ()), base)
+        return cls(where=file.name, synsets=found, bases=forms)
+
+    def of(self, word: str) -> frozenset[str]:
+        """Find the synsets of a word and of its base form.
+
+        Args:
+            word: lower case.
+
+        Returns:
+            Their numbers.
+        """
+        empty: frozenset[str] = frozenset()
+        bases = self.bases.get(word) or (self._base(word),)
+        return self.synsets.get(word, empty).union(*(self.synsets.get(base, empty) for base in bases))
+
+    def _base(self, word: str) -> str:
+        if word.endswith("ss") or len(word) <= 2:
+            return word
+        for ending, instead in ENDINGS:
+            base = word.removesuffix(ending) + instead
+            if word.endswith(ending) and base in self.synsets:
+                return base
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paraphrases:
+    """A table of paraphrases.
+
+    Args:
+        where: the file it was read from.
+        phrases: phrase -> the phrases that may stand for it.
+        longest: words of the longest phrase.
+    """
+
+    where: str
+    phrases: dict[tuple[str, ...], list[tuple[str, ...]]]
+    longest: int
+
+    @classmethod
+    def read(cls, path: str | Path) -> Paraphrases:
+        """Read METEOR's table of paraphrases, compressed or not.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The table.
+
+        Raises:
+            DataError: if the file is absent, empty or not of that form.
+        """
+        file = Path(path).expanduser()
+        found: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+        for number, (chance, phrase, other) in _records(file, 3):
+            try:
+                float(chance)
+            except ValueError:
+                raise _broken(file, number, repr(chance[:40]), "a probability above two phrases") from None
+            found.setdefault(tuple(phrase.split()), []).append(tuple(other.split()))
+        return cls(where=file.name, phrases=found, longest=max(map(len, found)))
+
+    def starting(self, words: Sequence[str], start: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Find what may stand for the words from one place on.
+
+        Args:
+            words: a segment.
+            start: the place.
+
+        Yields:
+            tuple[int, tuple[str, ...]]: how many words, and the phrase that may stand for them.
+        """
+        for length in range(1, min(self.longest, len(words) - start) + 1):
+            for phrase in self.phrases.get(tuple(words[start : start + length]), ()):
+                yield length, phrase
+
+
+def _records(path: Path, size: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Read a file of records of ``size`` lines, each with the number of its first line."""
+    try:
+        raw = path.read_bytes()
+        lines = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8").splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(
+            "a table for METEOR cannot be read",
+            where=str(path),
+            got=f"{type(error).__name__}: {getattr(error, 'strerror', None) or error}",
+            expected="a text file in UTF-8, as it is or compressed with gzip",
+            hint="give the path of a table in METEOR's own form, or leave the option out",
+        ) from None
+    if not lines or len(lines) % size:
+        raise _broken(path, len(lines), f"{len(lines)} lines", f"records of {size} lines")
+    for i in range(0, len(lines), size):
+        yield i + 1, tuple(lines[i : i + size])
+
+
+def _broken(path: Path, line: int, got: str, expected: str) -> DataError:
+    return DataError(
+        "a table for METEOR is not in METEOR's form",
+        where=f"{path}, line {line}",
+        got=got,
+        expected=expected,
+        hint="english.synsets has pairs of lines, paraphrase-en.gz has threes; other forms have to be converted",
+    )
