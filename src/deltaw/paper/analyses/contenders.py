@@ -125,8 +125,8 @@ CONTENDERS: tuple[Contender, ...] = (
     Contender(name="LoRA merged", put_on=_merged, own=True, same="LoRA"),
     Contender(name="Adapter L", put_on=_baseline("AdapterL", "bottleneck"), needs=_BASELINES),
     Contender(name="Adapter H", put_on=_baseline("AdapterH", "bottleneck"), needs=_BASELINES),
-    Contender(name="PrefixEmbed", put_on=_baseline("PrefixEmbed", "prefix_length"), needs=_BASELINES),
-    Contender(name="PrefixLayer", put_on=_baseline("PrefixLayer", "prefix_length"), needs=_BASELINES),
+    Contender(name="PreEmbed", put_on=_baseline("PrefixEmbedding", "prefix_length"), needs=_BASELINES),
+    Contender(name="PreLayer", put_on=_baseline("PrefixLayer", "prefix_length"), needs=_BASELINES),
 )
 
 

@@ -130,7 +130,8 @@ class Latency(Analysis):
         """Methods, batches, lengths and sizes of the figure."""
         methods = [name for name in self.methods if name != BASE]
         batches, lengths, sizes = (
-            list(dict.fromkeys(getattr(case, name) for case in self.cases)) for name in ("batch", "length", "bottleneck")
+            list(dict.fromkeys(getattr(case, name) for case in self.cases))
+            for name in ("batch", "length", "bottleneck")
         )
         return methods, batches, lengths, sizes
 
@@ -153,17 +154,16 @@ class Latency(Analysis):
         panels = figure.subplots(max(1, len(methods)), len(batches), squeeze=False, sharex=True, sharey=True)
         top = max(10.0, *shown) if shown else 10.0
         image = None
-        for row, method in zip(panels, methods, strict=False):
-            for axes, batch in zip(row, batches, strict=True):
-                grid = [
-                    [lost.get((method, batch, length, size), float("nan")) for length in lengths] for size in sizes
-                ]
+        for down, method in enumerate(methods):
+            for across, batch in enumerate(batches):
+                axes = panels[down][across]
+                grid = [[lost.get((method, batch, length, size), float("nan")) for length in lengths] for size in sizes]
                 image = heat(axes, grid, x=lengths, y=sizes, limits=(0.0, top), colors=WARM, form="{:+.1f}")
-                if axes in row[:1]:
+                if across == 0:
                     axes.set_ylabel(f"{method}\nsize")
-                if row is panels[0]:
+                if down == 0:
                     axes.set_title(f"batch {batch}")
-                if row is panels[-1]:
+                if down == len(methods) - 1:
                     axes.set_xlabel("length")
         if image is not None:
             figure.colorbar(image, ax=panels, label="slow-down, %", extend="min", shrink=min(1.0, 2.4 / len(methods)))

@@ -86,7 +86,12 @@ class Analysis(abc.ABC):
     """Base of the results; each is a frozen dataclass of numbers."""
 
     name: ClassVar[str]
-    """First part of its files' names."""
+    """What it is, in one word."""
+
+    @property
+    def stem(self) -> str:
+        """First part of its files' names."""
+        return self.name
 
     @abc.abstractmethod
     def sheet(self) -> Sheet:
@@ -117,6 +122,14 @@ class Analysis(abc.ABC):
         """
         return {}
 
+    def extras(self) -> Mapping[str, str]:
+        """Files that belong to it beside table and figure.
+
+        Returns:
+            Name -> text; empty for most.
+        """
+        return {}
+
     def text(self) -> str:
         """The table for people.
 
@@ -141,7 +154,7 @@ class Analysis(abc.ABC):
         """
         sheet = self.sheet()
         rows = [dict(zip(sheet.columns, map(_plain, row), strict=True)) for row in sheet.rows]
-        found = {"analysis": self.name, "title": sheet.title, "rows": rows, "notes": list(sheet.notes)}
+        found = {"analysis": self.stem, "title": sheet.title, "rows": rows, "notes": list(sheet.notes)}
         return {**found, **_plain(dict(self.details()))}
 
     def json(self) -> str:
@@ -182,8 +195,9 @@ class Analysis(abc.ABC):
         """
         place = Path(directory)
         words = {".txt": self.text() + "\n", ".csv": self.csv(), ".json": self.json()}
-        files = {self.name + end: text.encode() for end, text in words.items()}
-        files |= {f"{self.name}.png": self.png(), f"{self.name}.svg": self.svg()}
+        files = {self.stem + end: text.encode() for end, text in words.items()}
+        files |= {f"{self.stem}.png": self.png(), f"{self.stem}.svg": self.svg()}
+        files |= {name: text.encode() for name, text in self.extras().items()}
         try:
             place.mkdir(parents=True, exist_ok=True)
             write_all(place, files)

@@ -43,7 +43,9 @@ def subject(source: str, *, device: torch.device, dtype: torch.dtype = torch.flo
                 torch.manual_seed(seed)
                 model = family.from_config(shape_config(source), dtype=dtype)
         else:
-            model = family.from_pretrained(str(Path(source).expanduser()) if Path(source).is_dir() else source, dtype=dtype)
+            model = family.from_pretrained(
+                str(Path(source).expanduser()) if Path(source).is_dir() else source, dtype=dtype
+            )
     return model.to(device).eval().requires_grad_(False)
 
 

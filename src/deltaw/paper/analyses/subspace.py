@@ -245,9 +245,7 @@ def subspace(
     )
 
 
-def _grid(
-    label: str, pair: tuple[Piece, Piece], ranks: tuple[int, int] | None, side: str, seed: int | None
-) -> Grid:
+def _grid(label: str, pair: tuple[Piece, Piece], ranks: tuple[int, int] | None, side: str, seed: int | None) -> Grid:
     spans = [piece.span(side) for piece in pair]
     phi = overlaps(*spans)
     i, j = _checked(label, ranks, (int(phi.shape[0]), int(phi.shape[1])))

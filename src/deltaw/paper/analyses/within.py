@@ -128,9 +128,7 @@ class Within(Analysis):
         axes.set_title(f"Overlap of {_WORDS[self.side]} within\n{source}")
 
 
-def within(
-    adapter: Adapter, *, modules: Sequence[str] = (), side: str = "A", seed: int = 0
-) -> Within:
+def within(adapter: Adapter, *, modules: Sequence[str] = (), side: str = "A", seed: int = 0) -> Within:
     """Compare the matrices of one adapter with each other.
 
     Args:
@@ -165,14 +163,10 @@ def within(
             if spans[j].shape[1] == one.shape[1]:
                 phi[i][j] = phi[j][i] = float(overlaps(one, spans[j])[-1, -1])
     own = tuple(_own(place, taken, spans[place].shape[1], phi[place], side, seed) for place in range(len(taken)))
-    return Within(
-        source=adapter.where, hash=adapter.hash, side=side, own=own, phi=tuple(map(tuple, phi)), seed=seed
-    )
+    return Within(source=adapter.where, hash=adapter.hash, side=side, own=own, phi=tuple(map(tuple, phi)), seed=seed)
 
 
-def _own(
-    place: int, taken: Sequence[Piece], width: int, phi: Sequence[float | None], side: str, seed: int
-) -> Own:
+def _own(place: int, taken: Sequence[Piece], width: int, phi: Sequence[float | None], side: str, seed: int) -> Own:
     piece = taken[place]
     span = piece.span(side)
     values = singular_values(piece.lora_A, piece.lora_B) * abs(piece.scaling)
