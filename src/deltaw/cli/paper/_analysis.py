@@ -14,7 +14,7 @@ from deltaw.errors import ConfigError
 if TYPE_CHECKING:
     from deltaw.paper.analyses.result import Analysis
 
-__all__ = ["base_subject", "byte_count", "numbers", "output_option", "publish", "timing_options"]
+__all__ = ["base_subject", "byte_count", "numbers", "output_option", "publish", "timing_options", "title_of"]
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -65,6 +65,19 @@ def base_subject(source: str, *, device: str, dtype: str, seed: int) -> Any:
 
     hush()
     return subject(source, device=pick_device(device)[0], dtype=getattr(torch, dtype), seed=seed)
+
+
+def title_of(source: str) -> str:
+    """What a title calls a model: the last name of its directory, or a name as it is.
+
+    Args:
+        source: as typed.
+
+    Returns:
+        The name.
+    """
+    place = as_path(source)
+    return place.resolve().name if place.is_dir() else source
 
 
 def publish(out: Output, result: Analysis, output: str | None, *following: str) -> None:

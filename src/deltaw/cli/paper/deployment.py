@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from deltaw.cli._common import Output, common_options, hush
-from deltaw.cli.paper._analysis import byte_count, output_option, publish
+from deltaw.cli.paper._analysis import byte_count, output_option, publish, title_of
 from deltaw.errors import ConfigError
 
 __all__ = ["command"]
@@ -39,7 +39,7 @@ def command(
     out = Output(quiet=quiet, as_json=as_json)
     name, base, adapter = PAPER
     if model is not None:
-        name, (base, adapter) = model, _sizes(model, weights or "qv", 4 if rank is None else rank,
+        name, (base, adapter) = title_of(model), _sizes(model, weights or "qv", 4 if rank is None else rank,
                                               2 if bytes_each is None else bytes_each)  # fmt: skip
     else:
         _refuse_unread({"--weights": weights, "--rank": rank, "--bytes-each": bytes_each})

@@ -6,7 +6,7 @@ import click
 
 from deltaw.cli._algebra import quoted
 from deltaw.cli._common import Output, common_options
-from deltaw.cli.paper._analysis import base_subject, numbers, output_option, publish, timing_options
+from deltaw.cli.paper._analysis import base_subject, numbers, output_option, publish, timing_options, title_of
 
 __all__ = ["command"]
 
@@ -41,5 +41,5 @@ def command(
         "sizes": numbers(size, "--size"),
     }
     base = base_subject(model, device=device, dtype=dtype, seed=seed)
-    found = latency(base, name=model, methods=methods, rounds=rounds, seed=seed, **lists)
+    found = latency(base, name=title_of(model), methods=methods, rounds=rounds, seed=seed, **lists)
     publish(out, found, output, f"deltaw paper throughput {quoted(model)}")

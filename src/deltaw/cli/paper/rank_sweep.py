@@ -8,7 +8,7 @@ import click
 
 from deltaw.cli._algebra import quoted
 from deltaw.cli._common import Output, common_options, hush
-from deltaw.cli.paper._analysis import numbers, output_option, publish
+from deltaw.cli.paper._analysis import numbers, output_option, publish, title_of
 from deltaw.cli.paper.which import RESULTS_HELP
 
 __all__ = ["command"]
@@ -38,7 +38,7 @@ def command(
     hush()
     out = Output(quiet=quiet, as_json=as_json)
     asked, sets = numbers(ranks, "--ranks"), tuple(part.strip() for part in weights.split(","))
-    found = rank_sweep(meta_model(model), name=model, ranks=asked, weights=sets, alpha=alpha)
+    found = rank_sweep(meta_model(model), name=title_of(model), ranks=asked, weights=sets, alpha=alpha)
     if results is not None:
         found = dataclasses.replace(found, scores=read_scores(results, found))
     place = quoted(output or "runs")

@@ -27,7 +27,7 @@ ALPHA_HELP = "LoRA's alpha, for files that do not store it; phi does not depend 
 @click.option("--module", "modules", multiple=True, metavar="PATH", help=MODULE_HELP)
 @click.option("--ranks", metavar="I,J", help="Directions of A and of B; default: all there are.")
 @click.option("--side", type=click.Choice(["A", "B"]), default="A", show_default=True,
-              help="A: input directions (right singular vectors); B: output directions (left ones, footnote 7).")  # fmt: skip
+              help="A: input directions, right singular vectors; B: output ones (footnote 7).")  # fmt: skip
 @click.option("--control", is_flag=True, help="Draw two random Gaussian matrices of the same shapes beside (figure 4).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random matrices.")
 @click.option("--alpha", type=float, metavar="NUMBER", help=ALPHA_HELP)
@@ -62,7 +62,7 @@ def command(
         *adapters, ranks=None if asked is None else (asked[0], asked[1]), control=control,
         allow_other_base=allow_other_base, **rest,
     )  # fmt: skip
-    publish(out, found, output, f"deltaw compare {here} {quoted(second)}", f"deltaw paper subspace-base {here}")
+    publish(out, found, output, f"deltaw compare {here} {quoted(second)}", f"deltaw paper subspace-base {here} --model DIR")
 
 
 def open_all(sources: Sequence[str], alpha: float | None) -> list[Adapter]:

@@ -9,7 +9,7 @@ import click
 
 from deltaw.cli._algebra import quoted
 from deltaw.cli._common import Output, common_options
-from deltaw.cli.paper._analysis import base_subject, output_option, publish, timing_options
+from deltaw.cli.paper._analysis import base_subject, output_option, publish, timing_options, title_of
 
 __all__ = ["command"]
 
@@ -37,5 +37,5 @@ def command(
 
     out = Output(quiet=quiet, as_json=as_json)
     base = base_subject(model, device=device, dtype=dtype, seed=seed)
-    found = throughput(base, name=model, seed=seed, **rest)
+    found = throughput(base, name=title_of(model), seed=seed, **rest)
     publish(out, found, output, f"deltaw plan {quoted(model)}", f"deltaw paper latency {quoted(model)}")

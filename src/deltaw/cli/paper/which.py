@@ -8,7 +8,7 @@ import click
 
 from deltaw.cli._algebra import quoted
 from deltaw.cli._common import Output, common_options, hush
-from deltaw.cli.paper._analysis import output_option, publish
+from deltaw.cli.paper._analysis import output_option, publish, title_of
 
 __all__ = ["command"]
 
@@ -36,7 +36,7 @@ def command(
 
     hush()
     out = Output(quiet=quiet, as_json=as_json)
-    found = which(meta_model(model), name=model, budget=budget, alpha=alpha)
+    found = which(meta_model(model), name=title_of(model), budget=budget, alpha=alpha)
     if results is not None:
         found = dataclasses.replace(found, scores=read_scores(results, found))
     place = quoted(output or "runs")

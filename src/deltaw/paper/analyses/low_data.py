@@ -1,4 +1,4 @@
-"""Tables 16 and 17: the same methods after training on few examples. The protocol as a list of runs, and their table."""
+"""Tables 16 and 17: training on few examples. The protocol as a list of runs, and the table of their results."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from deltaw.paper.analyses.result import Analysis, Sheet, spread
 from deltaw.paper.analyses.runs import number_of, read_runs, whole_of
 from deltaw.paper.analyses.style import look
+from deltaw.paper.analyses.turns import require_positive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,6 +109,9 @@ def protocol(total: int = EXAMPLES[-1]) -> Protocol:
     Returns:
         The runs; the last column's settings go with the whole set.
 
+    Raises:
+        ConfigError: if the whole set is empty.
+
     Source:
         arXiv:2106.09685, Table 17.
 
@@ -115,6 +119,7 @@ def protocol(total: int = EXAMPLES[-1]) -> Protocol:
         >>> [run.rate for run in protocol().runs if run.method == "PreLayer"]
         [5e-05, 5e-05, 5e-05, 0.0001]
     """
+    require_positive(total=total)
     sizes = [*(size for size in EXAMPLES[:-1] if size < total), total]
     places = [*range(len(sizes) - 1), len(EXAMPLES) - 1]
     return Protocol(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["COLORS", "LINES", "MARKS", "SEQUENTIAL", "STYLE", "WARM", "brief", "heat", "look", "render"]
 
-COLORS = ("#12355b", "#c4511d", "#5b9bd0", "#8c2f5b", "#e3a72f", "#4d8f6a", "#7a7a7a", "#b9b9b9")
+COLORS = ("#12355b", "#c4511d", "#5b9bd0", "#8c2f5b", "#e3a72f", "#2f6b4f", "#7a7a7a", "#b9b9b9")
 """Their lightness differs, so that neighbors stay apart without color."""
 MARKS = ("o", "s", "D", "^", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
