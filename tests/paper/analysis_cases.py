@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,16 +30,18 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 PREFIX = "base_model.model."
 
 
-def made(rank: int = 3, width: int = 12, out: int = 10, seed: int = 0, layers: int = 2, **raw: Any) -> dw.Adapter:
-    """An adapter of q and v of some layers, with random values."""
+def made(
+    rank: int = 3, width: int = 12, out: int = 10, seed: int = 0, layers: int = 2, modules: str = "qv"
+) -> dw.Adapter:
+    """An adapter of some layers, q and v unless said otherwise, with random values."""
     generator = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
     for layer in range(layers):
-        for leaf in "qv":
+        for leaf in modules:
             stem = f"{PREFIX}h.{layer}.{leaf}"
             tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, width, generator=generator)
             tensors[f"{stem}.lora_B.weight"] = torch.randn(out, rank, generator=generator)
-    fields = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": ["q", "v"], **raw}
+    fields = {"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "target_modules": list(modules)}
     return dw.Adapter(tensors=tensors, raw=fields, where=f"runs/r{rank}-seed{seed}")
 
 
@@ -109,9 +110,14 @@ RESULTS: dict[str, Callable[[], Analysis]] = {
     "against-base": _against,
     "latency": _latency,
     "throughput": lambda: Throughput(
-        model="toy", machine="cpu", batch=1, length=2, rank=3, rounds=4,
+        model="toy",
+        machine="cpu",
+        batch=1,
+        length=2,
+        rank=3,
+        rounds=4,
         speeds=(_speed("full", 10.0, 40), _speed("LoRA", 13.0, 20)),
-    ),  # fmt: skip
+    ),
     "switch": _switch,
     "deployment": lambda: deployment(model="GPT-3", base_bytes=350 * 10**9, adapter_bytes=2 * 18_874_368),
     "quality": _quality,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
-from analysis_cases import RESULTS
+import torch
+from analysis_cases import RESULTS, piece
 from matplotlib.image import imread
 
 from deltaw.errors import ConfigError
+from deltaw.paper.analyses.base import against_base
 from deltaw.paper.analyses.result import Sheet
 from deltaw.paper.analyses.style import COLORS
 
@@ -65,7 +68,7 @@ def test_other_numbers_give_another_figure() -> None:
 
 def test_colors_stay_apart_in_grey() -> None:
     light = [sum(w * int(c[p : p + 2], 16) for w, p in ((0.299, 1), (0.587, 3), (0.114, 5))) for c in COLORS]
-    assert all(abs(a - b) > 25 for a, b in zip(light, light[1:], strict=False))
+    assert all(abs(a - b) > 25 for a, b in itertools.pairwise(light))
 
 
 def test_save_writes_all_forms_and_replaces_them(tmp_path: Path) -> None:
@@ -91,12 +94,6 @@ def test_numbers_stand_to_the_right() -> None:
 
 
 def test_numbers_that_are_not_finite_are_named_in_json() -> None:
-    from analysis_cases import piece
-
-    import torch
-
-    from deltaw.paper.analyses.base import against_base
-
     one = piece("h.0.q", torch.eye(1, 4), torch.eye(4)[:, :1])
     found = json.loads(against_base({"h.0.q": one}, {"h.0.q": torch.zeros(4, 4)}).json())
     assert found["rows"][0]["amplification"] == "inf"

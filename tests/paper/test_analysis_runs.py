@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from verb_models import base_dir
 
 import deltaw as dw
 from deltaw.errors import ConfigError, DataError
@@ -19,6 +18,7 @@ from deltaw.paper.analyses.quality import Scored, quality, read_quality
 from deltaw.paper.analyses.recipes import rank_sweep, read_scores, which
 from deltaw.paper.analyses.runs import read_runs
 from deltaw.train.shape import meta_model
+from verb_models import base_dir
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -42,6 +42,7 @@ def gpt2() -> Any:
     return meta_model("gpt2-medium")
 
 
+@pytest.mark.slow
 def test_table_5_gives_seven_equal_choices_on_gpt3(gpt3: Any) -> None:
     found = which(gpt3, name="gpt3-175b")
     assert [(recipe.weights, recipe.rank) for recipe in found.recipes] == [

@@ -35,11 +35,12 @@ def command(
     from deltaw.paper.analyses.latency import latency
 
     out = Output(quiet=quiet, as_json=as_json)
-    lists = {
-        "batches": numbers(batch, "--batch"),
-        "lengths": numbers(length, "--length"),
-        "sizes": numbers(size, "--size"),
-    }
+    batches, lengths, sizes = (
+        numbers(text, flag) for text, flag in ((batch, "--batch"), (length, "--length"), (size, "--size"))
+    )
     base = base_subject(model, device=device, dtype=dtype, seed=seed)
-    found = latency(base, name=title_of(model), methods=methods, rounds=rounds, seed=seed, **lists)
+    found = latency(
+        base, name=title_of(model), batches=batches, lengths=lengths, sizes=sizes, methods=methods, rounds=rounds,
+        seed=seed,
+    )  # fmt: skip
     publish(out, found, output, f"deltaw paper throughput {quoted(model)}")

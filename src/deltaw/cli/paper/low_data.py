@@ -31,22 +31,22 @@ def command(
 
     out = Output(quiet=quiet, as_json=as_json)
     if file is None:
-        _refuse_unread("without a file of results", {"--title": title, "--metric": metric})
+        _refuse_unread("without a file of results", "no FILE", {"--title": title, "--metric": metric})
         runs = low_data.protocol() if total is None else low_data.protocol(total)
         publish(out, runs, output, "deltaw paper low-data RESULTS.csv --output DIR")
         return
-    _refuse_unread("for results", {"--total": total})
+    _refuse_unread("for results", f"the results in {file}", {"--total": total})
     words = {name: value for name, value in (("title", title), ("metric", metric)) if value is not None}
     publish(out, low_data.collect(low_data.read_low_data(file), **words), output, "deltaw paper quality FILE")
 
 
-def _refuse_unread(case: str, flags: dict[str, object]) -> None:
+def _refuse_unread(case: str, got: str, flags: dict[str, object]) -> None:
     idle = [flag for flag, value in flags.items() if value is not None]
     if idle:
         raise ConfigError(
             f"{', '.join(idle)} changes nothing {case}",
             where=", ".join(idle),
-            got=case,
+            got=got,
             expected="--total with the protocol, --title and --metric with a file of results",
             hint="leave it out.",
         )

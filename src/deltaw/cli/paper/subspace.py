@@ -62,7 +62,9 @@ def command(
         *adapters, ranks=None if asked is None else (asked[0], asked[1]), control=control,
         allow_other_base=allow_other_base, **rest,
     )  # fmt: skip
-    publish(out, found, output, f"deltaw compare {here} {quoted(second)}", f"deltaw paper subspace-base {here} --model DIR")
+    publish(
+        out, found, output, f"deltaw compare {here} {quoted(second)}", f"deltaw paper subspace-base {here} --model DIR"
+    )
 
 
 def open_all(sources: Sequence[str], alpha: float | None) -> list[Adapter]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deltaw.errors import FaithError
 from deltaw.paper.analyses.contenders import BASE, CONTENDERS, Contender, built, pick
-from deltaw.paper.analyses.result import Analysis, Sheet
+from deltaw.paper.analyses.result import Analysis, Cell, Sheet
 from deltaw.paper.analyses.style import WARM, heat
 from deltaw.paper.analyses.subjects import random_inputs
 from deltaw.paper.analyses.turns import Timing, milliseconds, require_positive, take_turns, timings
@@ -115,7 +115,9 @@ class Latency(Analysis):
             time = f"{case.timing.mean:.2f} +-{case.timing.deviation:.2f}"
             lost = "" if case.method == BASE else f" ({100 * (case.timing.ratio - 1):+.1f}%)"
             rows.setdefault((case.batch, case.length, case.bottleneck), {})[case.method] = time + lost
-        cells = tuple((*key, *(row.get(name, "-") for name in self.methods)) for key, row in rows.items())
+        cells: tuple[tuple[Cell, ...], ...] = tuple(
+            (*key, *(row.get(name, "-") for name in self.methods)) for key, row in rows.items()
+        )
         rounds = self.cases[0].timing.rounds
         notes = (f"ms, mean and deviation of {rounds} rounds; in brackets the median slow-down, round by round",)
         columns = ("batch", "length", "size", *self.methods)

@@ -50,9 +50,9 @@ def roles_of(model: nn.Module) -> dict[str, str]:
     raise ModelError(
         "this model's attention projections are not known by name",
         where=type(model).__name__,
-        got=", ".join(leaves[:8]) or "no linear layer",
+        got="modules named " + ", ".join(map(repr, leaves[:8])) if leaves else "no module that can be adapted",
         expected="; ".join(", ".join(family.values()) for family in _FAMILIES[:4]) + "; ...",
-        hint="name the modules with --target.",
+        hint="the analyses of W_q to W_o need one of these families; deltaw plan --target counts any module.",
     )
 
 

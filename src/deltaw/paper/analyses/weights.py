@@ -45,8 +45,8 @@ def base_model(source: str, adapter: Adapter) -> Any:
     except Unstreamable:
         cpu = torch.device("cpu")
         loaded = load_model(
-            ModelConfig(path=source), task=task, method="lora", device=cpu, dtype=torch.float32, pad_id=None,
-            labels=labels,
+            ModelConfig(path=source), task=task, method="lora", device=cpu, dtype=torch.float32,
+            pad_id=declared.pad_token_id or 0, labels=labels,
         )  # fmt: skip
         return loaded.model.eval()
 
