@@ -23,7 +23,7 @@ from deltaw.algebra.parts import Update, named, natural, parts_of
 from deltaw.errors import CheckpointError, ConfigError, nearest
 from deltaw.reports import table
 
-__all__ = ["ModuleSimilarity", "Similarity", "compare", "overlaps", "subspace_similarity"]
+__all__ = ["ModuleSimilarity", "Similarity", "basis_overlaps", "compare", "overlaps", "subspace_similarity"]
 
 _MANY = 48
 _SIDES = ("A", "B")
@@ -46,7 +46,23 @@ def overlaps(one: Tensor, other: Tensor) -> Tensor:
         >>> overlaps(torch.eye(2, 3), torch.eye(1, 3)).tolist()
         [[1.0], [1.0]]
     """
-    U, V = _directions(one), _directions(other)
+    return basis_overlaps(_directions(one), _directions(other))
+
+
+def basis_overlaps(U: Tensor, V: Tensor) -> Tensor:
+    """phi for all numbers of directions of two ordered bases.
+
+    Args:
+        U: shape (r, K), orthonormal rows in the order of their singular values, float64.
+        V: shape (r', K), likewise.
+
+    Returns:
+        Shape (r, r') in [0, 1]; entry (i - 1, j - 1) is phi at i and j.
+
+    Example:
+        >>> basis_overlaps(torch.eye(2), torch.eye(2).flip(0)).tolist()
+        [[0.0, 1.0], [1.0, 1.0]]
+    """
     squares: Tensor = (U @ V.t()).square().cumsum(0).cumsum(1)
     rows, columns = (torch.arange(1, size + 1) for size in squares.shape)
     shares: Tensor = squares / torch.minimum(rows.unsqueeze(1), columns)

@@ -54,6 +54,56 @@ VERBS: dict[str, Verb] = {
         module="deltaw.cli.paper.score",
         line="Score texts, labels, numbers or queries against references.",
     ),
+    "subspace": Verb(
+        section="Analyses",
+        module="deltaw.cli.paper.subspace",
+        line="Overlap of two adapters' subspaces, phi of figures 3, 4, 6 and 7; or of one adapter's own.",
+    ),
+    "subspace-base": Verb(
+        section="Analyses",
+        module="deltaw.cli.paper.subspace_base",
+        line="An update against the weight it is added to: figure 8, Table 7, the amplification factor.",
+    ),
+    "latency": Verb(
+        section="Analyses",
+        module="deltaw.cli.paper.latency",
+        line="Time a forward pass with LoRA, merged and not, adapters and prefixes: Table 1, figure 5.",
+    ),
+    "throughput": Verb(
+        section="Analyses",
+        module="deltaw.cli.paper.throughput",
+        line="Training speed and peak memory: full fine-tuning against LoRA (section 4.2).",
+    ),
+    "switch": Verb(
+        section="Analyses",
+        module="deltaw.cli.paper.switch",
+        line="Time the switch between adapters of one base: active, merged, from disk (section 4.1).",
+    ),
+    "deployment": Verb(
+        section="Analyses",
+        module="deltaw.cli.paper.deployment",
+        line="Storage of many tasks: one base and its adapters against a whole model each (footnote 4).",
+    ),
+    "quality": Verb(
+        section="Analyses",
+        module="deltaw.cli.paper.quality",
+        line="Draw quality over trained parameters, a line for each method: figure 2.",
+    ),
+    "which": Verb(
+        section="Analyses",
+        module="deltaw.cli.paper.which",
+        line="Seven choices of attention weights with equally many values: the runs of Table 5.",
+    ),
+    "rank-sweep": Verb(
+        section="Analyses",
+        module="deltaw.cli.paper.rank_sweep",
+        line="The runs of a rank sweep over sets of attention weights: Tables 6 and 18.",
+    ),
+    "low-data": Verb(
+        section="Analyses",
+        module="deltaw.cli.paper.low_data",
+        line="Few training examples: the protocol of Table 17, or the results as Table 16.",
+    ),
 }
 
 
