@@ -97,6 +97,7 @@ def finish(ready: Ready, memory: Memory, outcome: Outcome, notes: tuple[str, ...
         sample_before=Sample(**memory.before["sample"]) if memory.before.get("sample") else None,
         sample_after=sample(job, job.train if job.valid is None else job.valid),
         seconds=outcome.seconds,
+        parameters=sum(parameter.numel() for _, parameter in job.parameters),
         tokens=outcome.tokens,
         peak_bytes=peak_memory(job.device),
         choices=ready.choices.values(),

@@ -37,6 +37,7 @@ class RunReport:
         applied: such as ``applied to 30/30 modules``.
         fidelity: one line on the merge of the adapter.
         seconds: wall time of the steps of this process.
+        parameters: values that were trained.
         tokens: tokens that went through the model in them.
         peak_bytes: highest memory use.
         choices: every setting that was chosen or given, by configuration key.
@@ -62,6 +63,7 @@ class RunReport:
     applied: str = ""
     fidelity: str = ""
     seconds: float = 0.0
+    parameters: int = 0
     tokens: int = 0
     peak_bytes: int = 0
     choices: dict[str, Any] = field(default_factory=dict)

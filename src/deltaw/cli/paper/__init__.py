@@ -9,6 +9,11 @@ from deltaw.cli._group import LazyGroup, Verb
 __all__ = ["VERBS", "command"]
 
 VERBS: dict[str, Verb] = {
+    "run": Verb(
+        section="Experiments",
+        module="deltaw.cli.paper.run",
+        line="Repeat an experiment of the paper at a scale that runs anywhere.",
+    ),
     "tasks": Verb(
         section="Data",
         module="deltaw.cli.paper.tasks",
