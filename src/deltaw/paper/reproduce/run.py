@@ -55,8 +55,8 @@ def run_row(
     filled = {"data": places.data, "encoder": places.encoder, "seed": seed, "out": output}
     start, printed, steps = time.perf_counter(), {}, []
     for name, words in row.commands(quick).items():
-        tell(f"deltaw {shlex.join(_shown(word) for word in words)}")
-        steps.append(f"deltaw {shlex.join(_shown(word) for word in words)}")
+        steps.append(f"deltaw {shlex.join(_shown(word, seed) for word in words)}")
+        tell(steps[-1])
         printed[name] = _run(name, row.name, [word.format(**filled) for word in words])
     return Record(
         row=row.name, title=row.title, table=row.table, on=row.on, seed=seed, quick=quick,
@@ -68,8 +68,8 @@ def run_row(
     )  # fmt: skip
 
 
-def _shown(word: str) -> str:
-    return word.replace("{data}", "DATA").replace("{encoder}", "ENCODER").replace("{out}", "OUT")
+def _shown(word: str, seed: int) -> str:
+    return word.format(data="DATA", encoder="ENCODER", out="OUT", seed=seed)
 
 
 def _run(step: str, row: str, words: list[str]) -> Any:
