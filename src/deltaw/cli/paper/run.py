@@ -52,7 +52,8 @@ def command(
             root = as_path(work) if work else Path(stack.enter_context(tempfile.TemporaryDirectory()))
             place = root / row.name.replace("/", "_") / f"seed{seed}"
             record = run_row(row, places, place, seed=seed, quick=quick, tell=lambda line: out.say(f"  {line}"))
-        path = write_record(record, as_path(results))
+            figure = next(iter(sorted(place.glob("figures/*.svg"))), None)
+            path = write_record(record, as_path(results), figure)
         shown = list(record.values.items())
         out.say(*(f"  {name}: {value:,.6g}" for name, value in shown[:12]))
         out.say(*([f"  and {len(shown) - 12} more numbers"] if len(shown) > 12 else []))

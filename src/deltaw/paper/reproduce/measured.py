@@ -15,11 +15,6 @@ RELEASED = "adapters/loralib/roberta_base_lora_mnli.bin"
 SMALL = "a GPT-2-shaped decoder of 124M parameters, random weights"
 
 
-def _mean(rows: list[dict[str, Any]], column: str, **where: Any) -> float:
-    chosen = [row[column] for row in rows if all(row[name] == value for name, value in where.items())]
-    return float(sum(chosen) / len(chosen))
-
-
 def _lora(rank: int, seed: str, out: str, quick: bool) -> tuple[str, ...]:
     steps, limit = ("4", "256") if quick else ("150", "4096")
     return (
@@ -82,31 +77,32 @@ def _switch(quick: bool) -> Commands:
     return {"switch": _analysis("switch", f"{{data}}/{e2e.MODEL}", *rounds, name="figures")}
 
 
-def _memory(quick: bool) -> Commands:
-    return {"memory": ("paper", "memory", "--json")}
+def _sheet(step: str) -> Callable[[Outputs], Mapping[str, Any]]:
+    """The table of an analysis as it was printed."""
+    return lambda printed: {name: printed[step][name] for name in ("title", "rows", "notes")}
 
 
-def _numbers(step: str) -> Callable[[Outputs, Path], Mapping[str, float]]:
-    """Every number of an analysis' table, named by its row's words and its column."""
+def _means(step: str, by: str) -> Callable[[Outputs, Path], Mapping[str, float]]:
+    """The mean of every column of numbers, for each value of one column where ``by`` names it."""
 
     def values(printed: Outputs, output: Path) -> Mapping[str, float]:
-        found: dict[str, float] = {}
+        found: dict[str, list[float]] = {}
         for row in printed[step]["rows"]:
-            words = " ".join(str(value) for value in row.values() if isinstance(value, str))
-            sizes = " ".join(f"{name}={value}" for name, value in row.items() if isinstance(value, int))
             for name, value in row.items():
                 if isinstance(value, float):
-                    found[" ".join(filter(None, (words, sizes, name)))] = value
-        return found
+                    found.setdefault(f"{row[by]}: {name}" if by else name, []).append(value)
+        return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
 
     return values
 
 
 def _row(
-    name: str, title: str, table: str, on: str, inputs: tuple[str, ...], commands: Callable[[bool], Commands], step: str
-) -> Row:
+    name: str, title: str, table: str, on: str, inputs: tuple[str, ...], commands: Callable[[bool], Commands],
+    step: str, by: str = "",
+) -> Row:  # fmt: skip
     return Row(
-        name=name, title=title, table=table, on=on, inputs=inputs, commands=commands, values=_numbers(step)
+        name=name, title=title, table=table, on=on, inputs=inputs, commands=commands, values=_means(step, by),
+        sheet=_sheet(step),
     )  # fmt: skip
 
 

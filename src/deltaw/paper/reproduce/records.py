@@ -39,6 +39,8 @@ class Record:
         versions: package -> version.
         seconds: how long it took by the clock.
         inputs: input -> the first 16 hexadecimal digits of the SHA-256 of its content.
+        sheet: the table of an analysis: title, rows, notes; empty where ``values`` say it all.
+        figure: name of the SVG file beside the record, or empty.
     """
 
     row: str
@@ -56,6 +58,8 @@ class Record:
     versions: Mapping[str, str]
     seconds: float
     inputs: Mapping[str, str] = field(default_factory=dict)
+    sheet: Mapping[str, Any] = field(default_factory=dict)
+    figure: str = ""
 
     @property
     def file_name(self) -> str:
@@ -81,18 +85,22 @@ def hash_of(path: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def write_record(record: Record, directory: Path) -> Path:
+def write_record(record: Record, directory: Path, figure: Path | None = None) -> Path:
     """Write a record under its own name; an older one of the same row and seed is replaced.
 
     Args:
         record: the record.
         directory: made if absent.
+        figure: an SVG file that is copied beside it.
 
     Returns:
         The file.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / record.file_name
+    if figure is not None:
+        record = dataclasses.replace(record, figure=path.with_suffix(".svg").name)
+        write_text(directory / record.figure, figure.read_text(encoding="utf-8"))
     write_text(path, json.dumps(dataclasses.asdict(record), indent=1, ensure_ascii=False) + "\n")
     return path
 

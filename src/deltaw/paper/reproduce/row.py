@@ -75,7 +75,8 @@ class Row:
         commands: (whether it is the quick form) -> the commands.
         values: (what the commands printed, the output directory) -> name -> number.
         settings: what a reader of the figures should know, by name.
-        starts: name of a row whose first adapter this one starts from, or empty.
+        sheet: what the commands printed -> the table of an analysis: title, rows, notes; None where values say it all.
+        beside: the row of the paper's table that it is compared with, or empty.
     """
 
     name: str
@@ -86,7 +87,8 @@ class Row:
     commands: Callable[[bool], Commands]
     values: Callable[[Outputs, Path], Mapping[str, float]]
     settings: Mapping[str, Any] = field(default_factory=dict)
-    starts: str = ""
+    sheet: Callable[[Outputs], Mapping[str, Any]] | None = None
+    beside: str = ""
 
     @property
     def family(self) -> str:

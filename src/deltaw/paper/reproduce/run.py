@@ -65,6 +65,7 @@ def run_row(
         command=f"deltaw paper run {row.name} --seed {seed}" + (" --quick" if quick else ""),
         steps=tuple(steps), date=datetime.date.today().isoformat(), hardware=_hardware(), versions=_versions(),
         seconds=round(time.perf_counter() - start, 1), inputs=inputs,
+        sheet={} if row.sheet is None else dict(row.sheet(printed)),
     )  # fmt: skip
 
 
