@@ -113,7 +113,7 @@ def test_train_on_labels_in_the_order_of_the_benchmark(run: Run, mnli: Path) -> 
     words = ("eval", "--model", "{base}", "--adapter", "{tmp}/out", "--task", "mnli", "--data", "{tmp}", "--json")
     assert json.loads(run(*words, "--split", "valid_matched"))["examples"] == 2
     card = (mnli / "out" / "README.md").read_text(encoding="utf-8")
-    assert "0 = entailment, 1 = neutral, 2 = contradiction" in card
+    assert "0 = entailment, 1 = neutral, 2 = contradiction" in card and "(task mnli)" in card
 
 
 def test_packing_and_holding_rows_out_work_as_ever(run: Run, e2e: Path) -> None:
@@ -127,12 +127,13 @@ def test_packing_and_holding_rows_out_work_as_ever(run: Run, e2e: Path) -> None:
 
 def test_a_resumed_run_finds_its_task_again(run: Run, e2e: Path) -> None:
     run(*TRAIN, "--task", "e2e", "--steps", "4", "--rank", "2", "--save-every", "2", "--keep", "9")
-    whole = (e2e / "out" / "adapter_model.safetensors").read_bytes()
+    adapter = e2e / "out" / "adapter_model.safetensors"
+    whole = adapter.read_bytes()
+    adapter.unlink()
     (e2e / "e2e").rename(e2e / "moved")
-    state = next((e2e / "out").glob("checkpoint-2"))
-    text = run("train", "--resume", str(state), "--data", "{tmp}/moved", "--output", "{tmp}/again")
-    assert "split train, 12 rows" in text
-    assert (e2e / "again" / "adapter_model.safetensors").read_bytes() == whole
+    text = run("train", "--resume", "{tmp}/out/checkpoint-2", "--data", "{tmp}/moved")
+    assert f"split train, 12 rows of {e2e}/moved/train.txt" in text and "finished after 4 of 4 steps" in text
+    assert adapter.read_bytes() == whole
 
 
 def test_the_table_of_tasks(run: Run, e2e: Path) -> None:
@@ -155,3 +156,13 @@ def test_a_stand_in_says_so_everywhere(run: Run, tmp_path: Path) -> None:
     assert "SYNTHETIC stand-in data in the format of GLUE SST-2, not its data" in text
     words = [word.replace("{tmp}", "{tmp}/made", 1) if word == "{tmp}" else word for word in TRAIN]
     assert "SYNTHETIC" in run(*words, "--task", "sst2", "--steps", "1", "--dry-run")
+
+
+@pytest.mark.parametrize("name", ["webnlg", "dart", "cola", "mrpc", "stsb", "qqp", "qnli_9k", "wikisql", "samsum"])
+def test_every_kind_of_task_reaches_step_one(run: Run, name: str) -> None:
+    run("paper", "tasks", "--task", name, "--synthesize", "{tmp}/made", "--rows", "12")
+    words = ("--data", "{tmp}/made", "--output", "{tmp}/out", "--batch-size", "4", "--truncation", "cut", "--dry-run")
+    text = run("train", "--model", "{base}", "--task", name, *words, "--steps", "1")
+    assert f"task {name} (" in text and "dry run: 1 step planned" in text and "validation on 2 examples of task" in text
+    loss = {"stsb": "regression", "cola": "classification, 2 classes"}.get(name, "")
+    assert loss in text

@@ -10,6 +10,7 @@ from deltaw.reports import plural
 from deltaw.train.config import TrainConfig
 from deltaw.train.report import metric, shell
 from deltaw.train.settings import to_toml
+from deltaw.train.tasked import is_task
 
 __all__ = ["CardFacts", "model_card"]
 
@@ -54,6 +55,7 @@ def model_card(facts: CardFacts) -> str:
     """
     config = facts.config
     full = config.adapter.method == "full"
+    data = f"`{config.data.path}`" + (f" (task {config.model.task})" if is_task(config.model.task) else "")
     kind = "text-generation" if facts.task == "causal" else "text-classification"
     front = [
         "---",
@@ -69,7 +71,7 @@ def model_card(facts: CardFacts) -> str:
     body = [
         f"# {what} for {config.model.path}",
         "",
-        f"{facts.summary}; {plural(facts.steps, 'step')} on {facts.rows[0]:,} examples of `{config.data.path}`, "
+        f"{facts.summary}; {plural(facts.steps, 'step')} on {facts.rows[0]:,} examples of {data}, "
         f"{facts.rows[1]:,} held out.",
         "",
     ]
