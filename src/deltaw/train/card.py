@@ -11,6 +11,7 @@ from deltaw.train.config import TrainConfig
 from deltaw.train.method_config import is_baseline, uses_lora
 from deltaw.train.report import metric, shell
 from deltaw.train.settings import to_toml
+from deltaw.train.tasked import is_task
 
 __all__ = ["CardFacts", "model_card"]
 
@@ -56,6 +57,7 @@ def model_card(facts: CardFacts) -> str:
     config = facts.config
     method = config.adapter.method
     full, baseline = method == "full", is_baseline(method)
+    data = f"`{config.data.path}`" + (f" (task {config.model.task})" if is_task(config.model.task) else "")
     kind = "text-generation" if facts.task == "causal" else "text-classification"
     front = [
         "---",
@@ -71,7 +73,7 @@ def model_card(facts: CardFacts) -> str:
     body = [
         f"# {what} for {config.model.path}",
         "",
-        f"{facts.summary}; {plural(facts.steps, 'step')} on {facts.rows[0]:,} examples of `{config.data.path}`, "
+        f"{facts.summary}; {plural(facts.steps, 'step')} on {facts.rows[0]:,} examples of {data}, "
         f"{facts.rows[1]:,} held out.",
         "",
     ]

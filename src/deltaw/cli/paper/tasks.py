@@ -118,7 +118,8 @@ def _table(found: list[SplitRecord], *, looked: bool) -> str:
         known = "" if not item.sha256 or item.sha256 == item.sha256_expected else " *"
         lines.append([
             item.task, item.split, _of(item.rows, item.rows_expected, looked=there),
-            _of(item.entries, item.entries_expected, looked=there), _of(item.inputs, item.inputs_expected, looked=there),
+            _of(item.entries, item.entries_expected, looked=there),
+            _of(item.inputs, item.inputs_expected, looked=there),
             digest[:12] + known if digest else "-", item.status if looked else "",
         ])  # fmt: skip
     return table(header[: 7 if looked else 6], [line[: 7 if looked else 6] for line in lines])

@@ -98,6 +98,7 @@ class Task:
         format: the format whose rows it yields.
         columns: the format's roles and their columns.
         task: ``causal``, ``classification`` or ``regression``.
+        example: a record as it stands in the task's files, for errors.
         splits: its splits by name.
         folders: names under which its folder stands in a larger directory.
         archives: globs of archives that hold its files.
@@ -115,6 +116,7 @@ class Task:
     format: Kind
     columns: Mapping[str, str]
     task: str
+    example: str
     splits: Mapping[str, Split]
     folders: tuple[str, ...]
     archives: tuple[str, ...] = ()

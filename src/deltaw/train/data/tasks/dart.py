@@ -65,6 +65,7 @@ TASK = Task(
     format=KIND,
     columns={"prompt": "context", "completion": "completion"},
     task="causal",
+    example='{"tripleset": [["Ana", "BORN_IN", "Lima"]], "annotations": [{"source": "x", "text": "Ana of Lima."}]}',
     splits={
         "train": _split("train", 62_659, None, None),
         "valid": _split("dev", 6_980, 2_768, 2_721),

@@ -91,6 +91,7 @@ TASK = Task(
     format=KIND,
     columns={"prompt": "context", "completion": "completion"},
     task="causal",
+    example="name : Cotto | Type : pub||Cotto is a pub .",
     splits={
         "train": _split("train", "trainset.csv", 42_061, 4_862),
         "valid": _split("valid", "devset.csv", 4_672, 547),

@@ -87,6 +87,7 @@ def _task(
         format=SINGLE if len(texts) == 1 else PAIR,
         columns={role: role for role in (*roles, "label")},
         task="regression" if names is None else "classification",
+        example="columns " + ", ".join([*texts, f"{label} ({' or '.join(names) if names else 'a score from 0 to 5'})"]),
         splits=splits,
         folders=(folder, f"glue/{folder}", f"glue_data/{folder}"),
         labels=() if names is None else tuple(names.values()),
@@ -122,6 +123,7 @@ def _subset(whole: Task, folder: str) -> Task:
         whole,
         name=folder.lower(),
         title=f"{folder}, a subset of {whole.title}",
+        example=f'{{"text_a": "It rains.", "text_b": "It is wet.", "label": "{whole.labels[0]}"}}',
         splits=splits,
         folders=(folder, f"glue/{folder}"),
         licenses=(License(terms="MIT", by="the subset's repository, ZhengxiangShi/PowerfulPromptFT"), *whole.licenses),
@@ -164,7 +166,7 @@ _STSB = _task(
 _QQP = _task(
     "qqp", "QQP", ("question1", "question2"), "is_duplicate", {"0": "not_duplicate", "1": "duplicate"},
     (363_846, 40_430), (_WHOLE,),
-    ("the released train.tsv is reported to have lines with too few fields; training on it then needs --bad-rows drop",),
+    ("the released train.tsv is said to have lines with too few fields; training on it then needs --bad-rows drop",),
 )  # fmt: skip
 _QNLI = _task(
     "qnli", "QNLI", ("question", "sentence"), "label", {name: name for name in _TWO}, (104_743, 5_463),

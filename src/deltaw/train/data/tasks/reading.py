@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -87,9 +88,8 @@ class TaskRows(Rows):
     @property
     def format(self) -> Format:
         """What the rows mean."""
-        return Format(
-            kind=self.task.format, columns=dict(self.task.columns), task=self.task.task, reason=self.described()
-        )
+        kind = dataclasses.replace(self.task.format, example=self.task.example)
+        return Format(kind=kind, columns=dict(self.task.columns), task=self.task.task, reason=self.described())
 
     def described(self) -> str:
         """Say which task, split and files these are.

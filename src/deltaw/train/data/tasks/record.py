@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -124,47 +125,50 @@ def recorded(
 def _compare(
     task: Task, name: str, split: Split, directory: str | Path | None, cache_dir: str | Path | None
 ) -> SplitRecord:
-    known = {
-        "task": task.name, "split": name, "rows_expected": split.rows, "entries_expected": split.entries,
-        "inputs_expected": split.inputs,
-    }  # fmt: skip
+    known = SplitRecord(
+        task=task.name, split=name, status="absent", rows_expected=split.rows, entries_expected=split.entries,
+        inputs_expected=split.inputs, sha256_expected=_released(task, name, split),
+    )  # fmt: skip
     if directory is None:
-        return SplitRecord(status="absent", **known)  # type: ignore[arg-type]
+        return known
     try:
         rows = read_task(task.name, directory, name, cache_dir=cache_dir)
     except DataError as error:
         # Only the search itself ends with these words; every other fault is one of files that are there.
         if error.what.endswith("are not there"):
-            return SplitRecord(status="absent", **known)  # type: ignore[arg-type]
-        return SplitRecord(status="different", why=f"{error.what}: {error.where}: {error.got}", **known)  # type: ignore[arg-type]
+            return known
+        why = f"{error.what}: {error.where}: {error.got}"
+        return dataclasses.replace(known, status="different", why=why)
     layout = "+".join(dict.fromkeys(rows.layouts))
-    digest = CHECKSUMS.get((task.name, split.of or name, layout), "")
-    found = SplitRecord(
-        status="", layout=layout, files=tuple(file.shown for file in rows.found), sha256=checksum(rows.found),
-        sha256_expected=digest, **known, **_counts(rows),
-    )  # type: ignore[arg-type]  # fmt: skip
+    count, entries, inputs = _counts(rows)
+    found = dataclasses.replace(
+        known, layout=layout, files=tuple(file.shown for file in rows.found), sha256=checksum(rows.found),
+        sha256_expected=CHECKSUMS.get((task.name, split.of or name, layout), ""), rows=count, entries=entries,
+        inputs=inputs,
+    )  # fmt: skip
     return _judged(found, rows)
 
 
-def _counts(rows: TaskRows) -> dict[str, int | None]:
-    """Count rows that can be read, and DART's empty text, which the published count includes."""
+def _released(task: Task, name: str, split: Split) -> str:
+    """The checksum on record for the layout that is looked for first and has one."""
+    layouts = task.splits[split.of or name].layouts
+    known = (CHECKSUMS.get((task.name, split.of or name, layout.name), "") for layout in layouts)
+    return next((digest for digest in known if digest), "")
+
+
+def _counts(rows: TaskRows) -> tuple[int, int | None, int | None]:
+    """Count rows that can be read, with DART's empty text, which the published count includes; records; inputs."""
     count, entries, inputs = 0, set[str](), set[str]()
+    causal = rows.task.task == "causal"
     for _, row in rows.each():
         count += isinstance(row, EmptyText) or not isinstance(row, RowProblem)
-        if not isinstance(row, RowProblem) and rows.task.task == "causal":
+        if causal and not isinstance(row, RowProblem):
             entries.add(row["entry"])
             inputs.add(row["context"])
-    causal = rows.task.task == "causal"
-    return {
-        "rows": count,
-        "entries": len(entries) if causal and entries != {""} else None,
-        "inputs": len(inputs) if causal else None,
-    }
+    return count, len(entries) if causal and entries != {""} else None, len(inputs) if causal else None
 
 
 def _judged(found: SplitRecord, rows: TaskRows) -> SplitRecord:
-    import dataclasses
-
     if rows.synthetic:
         return dataclasses.replace(found, status="synthetic", why="made-up stand-in, not the data set")
     pairs = (

@@ -51,6 +51,7 @@ TASK = Task(
     format=KIND,
     columns={"prompt": "context", "completion": "completion"},
     task="causal",
+    example='{"id": "1", "dialogue": "Ann: Tea?\\r\\nBob: Yes!", "summary": "Bob wants tea."}',
     splits={"train": _split("train", 14_732), "valid": _split("val", 818), "test": _split("test", 819)},
     folders=("samsum", "SAMSum", "corpus"),
     licenses=(License(terms="CC BY-NC-ND 4.0", by="the paper, appendix C"),),

@@ -94,7 +94,7 @@ def _json(value: Any) -> str:
 
 
 def _e2e(task: Task, split: str, count: int, words: random.Random, files: Files) -> None:
-    lines = []
+    lines: list[str] = []
     while len(lines) < count:
         name, food, place = words.choice(NAMES), words.choice(FOODS), words.choice(PLACES)
         record = f"name : {name} | food : {food} | area : {place}"

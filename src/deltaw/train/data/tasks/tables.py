@@ -78,4 +78,8 @@ def json_rows(file: File, *, lines: bool = False) -> Source:
         index, kind, _ = index_json(file.path)
         return JsonSource(index, kind)
 
-    return _opened(file, read)
+    try:
+        return _opened(file, read)
+    except DataError as error:
+        hint = "copy or download the file again; it was cut off or is another kind of file."
+        raise DataError(error.what, where=error.where, got=error.got, expected=error.expected, hint=hint) from error

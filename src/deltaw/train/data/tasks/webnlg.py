@@ -88,6 +88,7 @@ TASK = Task(
     format=KIND,
     columns={"prompt": "context", "completion": "completion"},
     task="causal",
+    example='<mtriple>Ana | bornIn | Lima</mtriple> with <lex comment="good">Ana is from Lima.</lex>',
     splits={
         "train": _split("train", "train/**/*.xml", 18_025, 6_935, 6_888),
         "valid": _split("dev", "dev/**/*.xml", 2_258, 871, 870),

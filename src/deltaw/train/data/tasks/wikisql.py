@@ -114,7 +114,7 @@ def _tables(file: File) -> dict[str, Table]:
                 "a table cannot be read",
                 where=f"{file.shown}, line {source.place(index)}",
                 got=str(problem),
-                expected='a table such as {"id": "1-1000181-1", "header": ["State", "Notes"], "types": ["text", "text"]}',
+                expected='a table such as {"id": "1-10-1", "header": ["State", "Notes"], "types": ["text", "text"]}',
                 hint="copy or download the file again.",
             ) from problem
     return found
@@ -177,7 +177,7 @@ def _single(files: list[File], split: str) -> TaskSource:
 
 
 def _group(row: Row) -> _Group:
-    """Read ``SELECT [AGG] COL FROM TABLE AS TABLEalias0 [WHERE COL = "var0" AND ...] ;``, the alias left out at times."""
+    """Read ``SELECT [AGG] COL FROM TABLE AS TABLEalias0 [WHERE COL = "var0" AND ...] ;``; some lack the alias."""
     try:
         (sql,), (original,) = row["sql"], row["sql-original"]
         words = sql.split(" ")
@@ -234,9 +234,9 @@ def _headers(groups: Iterable[tuple[int, _Group | RowProblem]]) -> dict[str, Tab
             given = group.columns if number == 0 and len(group.columns) == len(group.names) else ()
             # The select column comes first in both; the conditions of the two are ordered differently.
             given = given[:1] if len(given) > 2 else given
-            for place, column in enumerate(group.names):
+            for place, used in enumerate(group.names):
                 late = 1_000 + len(known)
-                known[column] = min(known.get(column, late), given[place] if place < len(given) else late)
+                known[used] = min(known.get(used, late), given[place] if place < len(given) else late)
     return {name: Table(id=name, header=tuple(sorted(known, key=known.__getitem__))) for name, known in places.items()}
 
 
@@ -291,6 +291,7 @@ TASK = Task(
     format=KIND,
     columns={"prompt": "context", "completion": "completion"},
     task="causal",
+    example='{"table_id": "1-10-1", "question": "Who has no. 7?", "sql": {"sel": 0, "agg": 0, "conds": [[1, 0, 7]]}}',
     splits={"train": _split("train", 56_355), "valid": _split("valid", 8_421), "test": _split("test", 15_878)},
     folders=("wikisql", "WikiSQL", "data", "WikiSQL/data"),
     archives=("data.tar.bz2", "wikisql*.tar*", "WikiSQL*.tar*"),
