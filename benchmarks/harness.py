@@ -200,7 +200,8 @@ def write(
     target.parent.mkdir(exist_ok=True)
     target.write_text(text, encoding="utf-8")
     values: dict[str, Any] = {
-        "theme": theme, "part": options.part, "date": options.date, "hardware": hardware(), "command": f"python benchmarks/{theme}.py",
+        "theme": theme, "part": options.part, "date": options.date, "hardware": hardware(),
+        "command": f"python benchmarks/{theme}.py",
         "rows": [dataclasses.asdict(row) for row in rows],
     }  # fmt: skip
     target.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -14,6 +14,11 @@ VERBS: dict[str, Verb] = {
         module="deltaw.cli.paper.run",
         line="Repeat an experiment of the paper at a scale that runs anywhere.",
     ),
+    "report": Verb(
+        section="Experiments",
+        module="deltaw.cli.paper.report",
+        line="Write one page: every table and figure of the paper beside what was run here.",
+    ),
     "tasks": Verb(
         section="Data",
         module="deltaw.cli.paper.tasks",

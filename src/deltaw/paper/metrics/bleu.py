@@ -78,6 +78,7 @@ def bleu(
             "reference_length": float(expected),
         },
         variant=f"BLEU-4, 0 to 1, mteval-v13a as in pymteval, totals {totals}, 13a tokens, "
-        f"{'lower case' if lowercase else 'cased'}, {reference_length} reference length, empty references {empty_references}; {packages('sacrebleu')}",
+        f"{'lower case' if lowercase else 'cased'}, {reference_length} reference length, "
+        f"empty references {empty_references}; {packages('sacrebleu')}",
         notes=short_segments(lengths, ORDER, totals),
     )

@@ -85,6 +85,7 @@ def nist(
             "reference_length": mean_words,
         },
         variant=f"NIST-5 as in pymteval, totals {totals}, 13a tokens, "
-        f"{'lower case' if lowercase else 'cased'}, mean reference length, empty references {empty_references}; deltaw, tokens of {packages('sacrebleu')}",
+        f"{'lower case' if lowercase else 'cased'}, mean reference length, "
+        f"empty references {empty_references}; deltaw, tokens of {packages('sacrebleu')}",
         notes=short_segments(lengths, ORDER, totals),
     )

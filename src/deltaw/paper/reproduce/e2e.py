@@ -64,9 +64,14 @@ def _row(name: str, title: str, method: str, lr: float, *more: str, table: str =
         commands=lambda quick: _commands(words, method == "full", quick),
         values=_values,
         settings={
-            "method": " ".join(words), "steps": STEPS, "batch": BATCH, "label smoothing": 0.1, "beams": 4,
-            "length penalty": 0.9, "training rows": 4096,
-        },  # fmt: skip
+            "method": " ".join(words),
+            "steps": STEPS,
+            "batch": BATCH,
+            "label smoothing": 0.1,
+            "beams": 4,
+            "length penalty": 0.9,
+            "training rows": 4096,
+        },
     )
 
 

@@ -62,6 +62,11 @@ class Record:
     figure: str = ""
 
     @property
+    def family(self) -> str:
+        """The first part of the row's name."""
+        return self.row.partition("/")[0]
+
+    @property
     def file_name(self) -> str:
         """Name of its file: the row and the seed."""
         return f"{self.row.replace('/', '_')}_seed{self.seed}.json"

@@ -1,0 +1,126 @@
+"""The paper's claims, each held against our records: what holds at this scale, and what does not."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from deltaw.paper.reproduce.records import Record
+
+__all__ = ["CLAIMS", "claims"]
+
+Rows = Mapping[str, list[Record]]
+Verdict = tuple[bool, str]
+
+
+def value(rows: Rows, row: str, name: str) -> float:
+    """The mean of a value over a row's seeds.
+
+    Args:
+        rows: the records by row.
+        row: which.
+        name: of the value.
+
+    Returns:
+        The mean.
+
+    Raises:
+        KeyError: if there is no such record or value.
+    """
+    return statistics.fmean(record.values[name] for record in rows[row])
+
+
+def _on_par(rows: Rows) -> Verdict:
+    lora, full = (value(rows, f"e2e/{row}", "BLEU") for row in ("lora-qv-r4", "full"))
+    share = value(rows, "e2e/lora-qv-r4", "parameters") / value(rows, "e2e/full", "parameters")
+    loss = [value(rows, f"e2e/{row}", "validation loss") for row in ("lora-qv-r4", "full")]
+    text = f"BLEU {100 * lora:.1f} against {100 * full:.1f}, validation loss {loss[0]:.3f} against {loss[1]:.3f}"
+    return lora >= full - 0.005, f"{text}, with {share:.2%} of the values"
+
+
+def _small_ranks(rows: Rows) -> Verdict:
+    scores = {rank: value(rows, f"e2e/lora-qv-r{rank}", "BLEU") for rank in (1, 2, 4, 8, 64)}
+    best = max(scores.values())
+    text = ", ".join(f"r={rank} {100 * score:.1f}" for rank, score in scores.items())
+    return max(scores[1], scores[2], scores[4]) >= best - 0.01, f"BLEU {text}"
+
+
+def _prefix(rows: Rows) -> Verdict:
+    names = ("prefix-embedding", "prefix-layer", "lora-qv-r4")
+    embed, layer, lora = (value(rows, f"e2e/{name}", "BLEU") for name in names)
+    text = f"BLEU {100 * embed:.1f} (embedding), {100 * layer:.1f} (layer), LoRA {100 * lora:.1f}"
+    return lora > max(embed, layer), text
+
+
+def _adapters(rows: Rows) -> Verdict:
+    names = ("adapter-h", "adapter-l", "lora-qv-r4")
+    first, second, lora = (value(rows, f"e2e/{name}", "BLEU") for name in names)
+    counts = [int(value(rows, f"e2e/{name}", "parameters")) for name in names]
+    text = ", ".join(
+        f"{label} {100 * score:.1f} ({count:,} values)"
+        for label, score, count in zip(("H", "L", "LoRA"), (first, second, lora), counts, strict=True)
+    )
+    return lora >= max(first, second) - 0.005, f"BLEU {text}"
+
+
+def _more_matrices(rows: Rows) -> Verdict:
+    names = {"q r=8": "q-r8", "v r=8": "v-r8", "q,v r=4": "qv-r4", "q,k,v,o r=2": "qkvo-r2"}
+    losses = {label: value(rows, f"e2e/lora-{name}", "validation loss") for label, name in names.items()}
+    text = ", ".join(f"{label} {loss:.3f}" for label, loss in losses.items())
+    return min(losses["q,v r=4"], losses["q,k,v,o r=2"]) <= min(losses["q r=8"], losses["v r=8"]), f"loss {text}"
+
+
+def _glue(rows: Rows) -> Verdict:
+    titles = {"cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
+    text, better = [], 0
+    for task, title in titles.items():
+        lora, full = (value(rows, f"glue/{task}-{key}", title) for key in ("lora", "full"))
+        better += lora >= full - 0.01
+        text.append(f"{title} {100 * lora:.1f} / {100 * full:.1f}")
+    return better >= len(titles) - 1, f"LoRA / FT: {', '.join(text)}"
+
+
+def _merged(rows: Rows) -> Verdict:
+    sheet = {str(row["method"]): row for row in rows["latency/gpt2-medium"][0].sheet["rows"]}
+    slow = {name: float(row["ratio"]) for name, row in sheet.items() if name != "base"}
+    others = {name: ratio for name, ratio in slow.items() if name.startswith(("Adapter", "Pre"))}
+    text = ", ".join(f"{name} {ratio:.3f}" for name, ratio in slow.items())
+    return abs(slow["LoRA merged"] - 1) < 0.05 < min(others.values()) - 0.95, f"time over the base's: {text}"
+
+
+def _control(rows: Rows) -> Verdict:
+    found = rows["subspace/released"][0].values
+    text = f"mean phi with the closest matrix {found['phi']:.3f}, of random ones {found['random']:.4f}"
+    return abs(found["random"] - found["rank / width"]) < 0.005, f"{text}, rank / width {found['rank / width']:.4f}"
+
+
+CLAIMS: tuple[tuple[str, Callable[[Rows], Verdict]], ...] = (
+    ("LoRA is on par with full fine-tuning or better, with about 1% of the values (Table 3)", _on_par),
+    ("A small rank suffices (Tables 6 and 18)", _small_ranks),
+    ("LoRA is better than prefixes (Tables 3 and 4)", _prefix),
+    ("LoRA is on par with adapters or better (Table 3)", _adapters),
+    ("At one budget, several matrices of a small rank beat one of a large rank (Table 5)", _more_matrices),
+    ("LoRA is on par with full fine-tuning on GLUE (Table 2)", _glue),
+    ("Merged, LoRA adds no latency; adapters do (Table 1)", _merged),
+    ("Random directions overlap by rank / width only (Figure 4)", _control),
+)
+
+
+def claims(rows: Rows) -> Sequence[tuple[str, str, str]]:
+    """Judge every claim.
+
+    Args:
+        rows: the records by row.
+
+    Returns:
+        (claim, ``holds``, ``does not hold`` or ``not run``, the figures).
+    """
+    found = []
+    for text, judge in CLAIMS:
+        try:
+            holds, figures = judge(rows)
+        except KeyError as error:
+            found.append((text, "not run", f"no record of {error.args[0]}"))
+        else:
+            found.append((text, "holds" if holds else "does not hold", figures))
+    return found

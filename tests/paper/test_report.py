@@ -1,0 +1,118 @@
+"""The page: every table of the paper, what stands beside it, and claims that can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from deltaw.cli import main
+from deltaw.errors import ConfigError
+from deltaw.paper.report import build, write_report
+from deltaw.paper.report.beside import BESIDE
+from deltaw.paper.report.claims import CLAIMS, claims
+from deltaw.paper.reproduce import ROWS, Record, read_records, write_record
+from deltaw.paper.tables import printed_table, printed_tables
+from deltaw.paper.tables.show import heading
+
+
+def made(row: str, seed: int = 0, **values: float) -> Record:
+    return Record(
+        row=row, title=ROWS[row].title, table=ROWS[row].table, on="test", seed=seed, quick=False, values=values,
+        settings={}, command="c", steps=("s",), date="2026-01-01", hardware="h", versions={}, seconds=1.0,
+    )  # fmt: skip
+
+
+def test_the_page_has_every_table_figure_and_erratum(tmp_path: Path) -> None:
+    start = time.perf_counter()
+    page = build()
+    files = write_report(page, tmp_path)
+    assert time.perf_counter() - start < 60  # the promise of the command, not a benchmark
+    text = (tmp_path / "report.md").read_text()
+    for printed in printed_tables():
+        assert f"### {heading(printed)}: {printed.title}" in text
+        assert all(cell.text.replace("|", "\\|") in text for cell in printed.cells)
+    assert all(f"| ERR{number} |" in text for number in range(1, 20))
+    linked = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+    assert linked and all((tmp_path / name).is_file() for name in linked)
+    html = (tmp_path / "report.html").read_text()
+    assert html.startswith("<!doctype html>") and html.count("<table>") == html.count("</table>") > 20
+    assert {file.name for file in files} >= {"report.md", "report.html", *linked}
+
+
+def test_every_record_is_in_the_page_with_its_command() -> None:
+    text = build().markdown()
+    for record in read_records():
+        assert f"| {record.command} | {record.seed} | {record.date} |" in text
+    assert "nan" not in text.lower().replace("finance", "")
+
+
+def test_what_was_not_run_is_said(tmp_path: Path) -> None:
+    write_record(made("e2e/full", BLEU=0.5, parameters=3e6), tmp_path)
+    text = build(tmp_path).markdown()
+    assert "GPT-3's weights are not public" in text
+    assert text.count("Ours: not run") >= 5 and "not run" in text.partition("## Exact")[0]
+
+
+def test_seeds_are_averaged_with_their_spread(tmp_path: Path) -> None:
+    for seed, score in enumerate((0.40, 0.50, 0.60)):
+        values = {"BLEU": score, "NIST": 5.0, "METEOR": 0.3, "ROUGE-L": 0.5, "CIDEr": 1.0}
+        write_record(made("e2e/lora-qv-r4", seed, parameters=15360.0, **values), tmp_path)
+    text = build(tmp_path).markdown()
+    assert "| M LoRA | 0.35M / 15,360 | 70.4+-.1 | 50.0 +-10.0 |" in text
+
+
+def test_rows_beside_the_paper_exist_on_both_sides() -> None:
+    for table, compared in BESIDE.items():
+        printed = printed_table(table)
+        assert set(compared.rows) <= {row.id for row in printed.rows}
+        assert {column for column, _, _ in compared.columns if column} <= {column.id for column in printed.columns}
+        assert {name for names in compared.rows.values() for name in names} <= set(ROWS)
+
+
+def e2e(**scores: float) -> dict[str, list[Record]]:
+    return {
+        f"e2e/{name.replace('_', '-')}": [
+            made(
+                f"e2e/{name.replace('_', '-')}", BLEU=score, parameters=15e3 if "lora" in name else 3e6,
+                **{"validation loss": 3 - score},
+            )
+        ]
+        for name, score in scores.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("lora", "verdict"), [(0.50, "holds"), (0.30, "does not hold")])
+def test_a_claim_can_fail(lora: float, verdict: str) -> None:
+    found = claims(e2e(lora_qv_r4=lora, full=0.45))
+    assert found[0][1] == verdict and f"{100 * lora:.1f}" in found[0][2]
+    assert len(found) == len(CLAIMS) and found[1][1] == "not run"
+
+
+def test_latency_is_judged_by_the_merged_model_and_the_others() -> None:
+    base = made("latency/gpt2-medium")
+
+    def verdict(merged: float, adapter: float) -> str:
+        ratios = {"base": 1.0, "LoRA merged": merged, "Adapter H": adapter, "PreLayer": 1.2}
+        sheet = {"title": "t", "notes": [], "rows": [{"method": n, "ratio": r} for n, r in ratios.items()]}
+        return claims({base.row: [dataclasses.replace(base, sheet=sheet)]})[6][1]
+
+    assert verdict(1.01, 1.15) == "holds"
+    assert verdict(1.10, 1.15) == verdict(1.01, 1.001) == "does not hold"
+
+
+def test_no_results_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError, match="no results"):
+        build(tmp_path)
+    assert main(["paper", "report", "--results", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
+    assert "hint: " in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_and_says_what(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["paper", "report", "-o", str(tmp_path / "page")]) == 0
+    assert "report.md" in capsys.readouterr().out and (tmp_path / "page" / "report.html").is_file()
+    (tmp_path / "file").write_text("x")
+    assert main(["paper", "report", "-o", str(tmp_path / "file")]) == 2
