@@ -103,7 +103,7 @@ def meteor(
                 ()
                 if words
                 else (
-                    "no synonym stage: no table was given; values of the published program have it and are not comparable",
+                    "no synonym stage: no table was given; the published program has this stage, so its values differ",
                 )
             ),
             *(() if phrases else ("no paraphrase stage: no table was given",)),
