@@ -169,7 +169,7 @@ class Losses:
         if self.task != "causal":
             return module(**inputs)
         with completion_starts(starts_of(self.model, batch)):
-            return module(**inputs, use_cache=False)
+            return module(**{**inputs, "use_cache": False})
 
     def _hidden(self, body: nn.Module, batch: Batch) -> Tensor:
         hidden: Tensor = self._forward(body, batch).last_hidden_state[before(batch)]

@@ -67,7 +67,7 @@ def bleu(
         max(float(hits), LEAST_HITS) / max(float(total), LEAST_TOTAL)
         for hits, total in zip(found.counts, divisors, strict=True)
     ]
-    words = divisors[0]
+    words, case = divisors[0], "lower case" if lowercase else "cased"
     penalty = math.exp(1 - expected / (words or 1e-5)) if words <= expected else 1.0
     return Result(
         value=penalty * math.exp(sum(math.log(precision) for precision in precisions) / ORDER),
@@ -77,8 +77,7 @@ def bleu(
             "hypothesis_length": float(words),
             "reference_length": float(expected),
         },
-        variant=f"BLEU-4, 0 to 1, mteval-v13a as in pymteval, totals {totals}, 13a tokens, "
-        f"{'lower case' if lowercase else 'cased'}, {reference_length} reference length, "
-        f"empty references {empty_references}; {packages('sacrebleu')}",
+        variant=f"BLEU-4, 0 to 1, mteval-v13a as in pymteval, totals {totals}, 13a tokens, {case}, {reference_length} "
+        f"reference length, empty references {empty_references}; {packages('sacrebleu')}",
         notes=short_segments(lengths, ORDER, totals),
     )

@@ -102,7 +102,9 @@ def meteor(
             *(
                 ()
                 if words
-                else ("no synonym stage: no table was given, so the value is below the published program's",)
+                else (
+                    "no synonym stage: no table was given; the published program has this stage, so its values differ",
+                )
             ),
             *(() if phrases else ("no paraphrase stage: no table was given",)),
         ),

@@ -76,6 +76,7 @@ def nist(
         means.append(information / total if total > 0 else 0.0)
     ratio = divisors[0] / mean_words
     factor = math.exp(-BETA * math.log(ratio) ** 2) if 0 < ratio < 1 else float(ratio >= 1)
+    case = "lower case" if lowercase else "cased"
     return Result(
         value=factor * sum(means),
         parts={
@@ -84,8 +85,7 @@ def nist(
             "hypothesis_length": float(divisors[0]),
             "reference_length": mean_words,
         },
-        variant=f"NIST-5 as in pymteval, totals {totals}, 13a tokens, "
-        f"{'lower case' if lowercase else 'cased'}, mean reference length, "
-        f"empty references {empty_references}; deltaw, tokens of {packages('sacrebleu')}",
+        variant=f"NIST-5 as in pymteval, totals {totals}, 13a tokens, {case}, mean reference length, empty references "
+        f"{empty_references}; deltaw, tokens of {packages('sacrebleu')}",
         notes=short_segments(lengths, ORDER, totals),
     )
