@@ -249,6 +249,23 @@ CASES: dict[str, Case] = {
     "optim.weight_decay": (["--weight-decay", "0.5"], (), ROWS, "metrics"),
     "optim.clip": (["--clip", "0.001", "--eps", "1e-3"], (), ROWS, "metrics"),
     "optim.label_smoothing": (["--label-smoothing", "0.2"], (), ROWS, "metrics"),
+    "optim.decay": (["--decay", "all", "--weight-decay", "0.5", "--variant", "lora_bias"], (), ROWS, "metrics"),
+    "optim.optimizer": (["--optimizer", "adamw_reference", "--weight-decay", "0.5"], (), ROWS, "metrics"),
+    "optim.correct_bias": (["--optimizer", "adamw_reference", "--no-correct-bias"], (), ROWS, "metrics"),
+    "optim.warmup_tokens": (["--warmup-tokens", "100"], (), ROWS, "metrics"),
+    "baseline.bottleneck": (["--method", "adapter-h", "--bottleneck", "3"], ("--rank",), ROWS, "metrics"),
+    "baseline.activation": (["--method", "adapter-h", "--activation", "gelu"], ("--rank",), ROWS, "metrics"),
+    "baseline.prefix_length": (["--method", "prefix-embedding", "--prefix-length", "3"], ("--rank",), ROWS, "metrics"),
+    "baseline.infix_length": (["--method", "prefix-embedding", "--infix-length", "2"], ("--rank",), ROWS, "metrics"),
+    "baseline.blocks": (["--method", "top-blocks", "--blocks", "1"], ("--rank",), ROWS, "metrics"),
+    "baseline.drop_layers": (["--method", "adapter-d", "--drop-layers", "1"], ("--rank",), ROWS, "metrics"),
+    "baseline.placement": (
+        ["--method", "adapter-d", "--drop-layers", "0", "--placement", "h"],
+        ("--rank",),
+        ROWS,
+        "metrics",
+    ),
+    "run.eval_epochs": (["--eval-epochs", "--epochs", "2"], ("--eval-every", "--steps"), ROWS, "metrics"),
     "run.seed": (["--seed", "1"], (), ROWS, "metrics"),
     "run.threads": (["--threads", "2"], (), ROWS, "said"),
     "run.eval_every": (["--eval-every", "1"], ("--eval-every",), ROWS, "metrics"),
@@ -264,6 +281,7 @@ CASES: dict[str, Case] = {
 # Settled by tests of their own: required, or about several runs.
 ELSEWHERE = {
     "model.path", "data.path", "run.output", "run.resume", "run.overwrite", "run.best", "run.patience", "adapter.ties",
+    "adapter.new_head", "model.base_dropout", "model.head_dropout",
 }  # fmt: skip
 # What a key is compared with, where the plain run would fail or would not meet it.
 BESIDE: dict[str, list[str]] = {
@@ -276,6 +294,17 @@ BESIDE: dict[str, list[str]] = {
     "adapter.init_batches": ["--init", "eva"],
     "data.format": ["--loss-on", "all"],
     "data.template_options": ["--template", TEMPLATE],
+    "run.eval_epochs": ["--epochs", "2"],
+    "optim.decay": ["--weight-decay", "0.5", "--variant", "lora_bias"],
+    "optim.optimizer": ["--weight-decay", "0.5"],
+    "optim.correct_bias": ["--optimizer", "adamw_reference"],
+    "baseline.bottleneck": ["--method", "adapter-h"],
+    "baseline.activation": ["--method", "adapter-h"],
+    "baseline.prefix_length": ["--method", "prefix-embedding"],
+    "baseline.infix_length": ["--method", "prefix-embedding"],
+    "baseline.blocks": ["--method", "top-blocks"],
+    "baseline.drop_layers": ["--method", "adapter-d", "--drop-layers", "0"],
+    "baseline.placement": ["--method", "adapter-d", "--drop-layers", "0"],
 }  # fmt: skip
 
 
@@ -319,7 +348,7 @@ def test_every_flag_changes_something(
         return
     beside = BESIDE.get(key, [])
     if (data, *beside) not in PLAIN:
-        less = tuple(flag for flag in BASIC if flag in beside)
+        less = tuple(flag for flag in BASIC if flag in beside or (beside and flag in without))
         words = [*base_words(place, tmp_path / "a", data, less), *beside]
         PLAIN[(data, *beside)] = effects(words, tmp_path / "a", capsys)
     assert PLAIN[(data, *beside)][what] != after[what]

@@ -14,10 +14,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import deltaw as dw
+from deltaw.blocks import Block, put_in
 from deltaw.cli import main
 from deltaw.cli._sampling import Sampling, _Pieces, complete, encode
 from deltaw.errors import ConfigError, DataError
-from deltaw.functional import merge_weight
 from deltaw.train.imprint import FORM, LABELS, PromptForm, imprint
 from verb_models import adapter_dir, base_dir
 
@@ -323,8 +323,14 @@ def test_an_unfaithful_merge_exits_6(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["merge", "--adapter", str(place / "adapter"), "--output", str(tmp_path / "merged")]
-    module = importlib.import_module("deltaw.merge")
-    monkeypatch.setattr(module, "merge_weight", lambda weight, delta: merge_weight(weight, delta * 1.001))
+    module = importlib.import_module("deltaw.changes")
+
+    def overdone(kind: Any, site: Any, entries: Any, block: Block, stored: torch.Tensor) -> None:
+        before = stored.clone()
+        put_in(kind, site, entries, block, stored)
+        stored.add_((stored - before) * 0.001)
+
+    monkeypatch.setattr(module, "put_in", overdone)
     assert main(words) == 6
     assert "FaithError" in capsys.readouterr().err and not (tmp_path / "merged").exists()
     assert main([*words, "--tolerance", "1.0"]) == 0

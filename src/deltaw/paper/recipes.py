@@ -26,8 +26,8 @@ KEYS = {
     "warmup": "optim.warmup", "warmup_tokens": "optim.warmup_tokens", "weight_decay": "optim.weight_decay",
     "label_smoothing": "optim.label_smoothing", "rank": "adapter.rank", "alpha": "adapter.alpha",
     "dropout": "adapter.dropout", "length": "data.max_length", "head_dropout": "model.head_dropout",
-    "bottleneck": "adapter.bottleneck", "prefix_length": "adapter.prefix_length",
-    "infix_length": "adapter.infix_length", "beams": "decode.beams", "length_penalty": "decode.length_penalty",
+    "bottleneck": "baseline.bottleneck", "prefix_length": "baseline.prefix_length",
+    "infix_length": "baseline.infix_length", "beams": "decode.beams", "length_penalty": "decode.length_penalty",
     "no_repeat": "decode.no_repeat",
 }  # fmt: skip
 TARGETS = {"roberta": ["query", "value"], "deberta": ["query_proj", "value_proj"], "gpt2": ["c_attn[q,v]"]}
@@ -220,7 +220,7 @@ def _printed(table: str, row: str, task: str) -> dict[str, Any]:
     if found["method"] == "lora":
         values["adapter.targets"] = TARGETS[family]
     if table == "table12" and row in ("lora", "adapter-h"):
-        values["adapter.rank" if row == "lora" else "adapter.bottleneck"] = 8
+        values["adapter.rank" if row == "lora" else "baseline.bottleneck"] = 8
     if table in ("table9", "table10"):
         values["data.truncation"] = "cut"
     if table == "table11":

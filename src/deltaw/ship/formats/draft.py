@@ -174,7 +174,7 @@ def _square(update: Update, node: Node) -> None:
     """Square a factor pair with its module: 1x1 kernels on linear maps and matrices on 1x1 convolutions."""
     A, B = update.lora_A, update.lora_B
     linear = node.kind in ("linear", "transposed") or (not node.kind and len(node.shape) == 2)
-    if linear and A.dim() > 2 and A[0, 0].numel() == 1 and B[0, 0].numel() == 1:
+    if linear and A.dim() > 2 and A.shape[2:].numel() == 1 and B.shape[2:].numel() == 1:
         update.lora_A, update.lora_B = A.flatten(1), B.flatten(1)
     elif len(node.kernel) > 0 and A.dim() == 2 and B.dim() == 2 and set(node.kernel) == {1}:
         ones = (1,) * len(node.kernel)
