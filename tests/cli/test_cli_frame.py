@@ -168,3 +168,9 @@ def test_plain_reduces_reports_paths_and_numbers() -> None:
     found = plain({"report": Report(Path("a") / "b", (1.5, math.inf)), "names": {"x"}, 3: None})
     assert found == {"report": {"path": str(Path("a/b")), "values": [1.5, "inf"]}, "names": ["x"], "3": None}
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_the_module_ends_with_the_verbs_exit_code() -> None:
+    for words, code in ((["--version"], 0), (["trian"], 2)):
+        ran = subprocess.run([sys.executable, "-m", "deltaw", *words], capture_output=True, text=True, check=False)
+        assert ran.returncode == code, ran.stderr

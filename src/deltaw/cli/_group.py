@@ -124,7 +124,7 @@ class LazyGroup(click.Group):
 
     Args:
         verbs: the table, in the order of the help page.
-        settings: what ``click.Group`` takes.
+        **settings: what ``click.Group`` takes.
     """
 
     def __init__(self, *, verbs: Mapping[str, Verb], **settings: Any) -> None:

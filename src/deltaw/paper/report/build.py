@@ -205,7 +205,7 @@ def _printed(page: Page, printed: PrintedTable) -> None:
         rows.append((f"{row.id} {row.marks}".strip(), *((row.parameters or "-",) if counted else ()), *cells))
     notes = [*(f"{mark} {meaning}" for mark, meaning in printed.marks.items()), *printed.notes]
     notes += [f"see {name} below" for name in printed.errata]
-    blocks = [Table(head=head, rows=rows), *(Paragraph(text=note) for note in notes)]
+    blocks: list[Table | Paragraph] = [Table(head=head, rows=rows), *(Paragraph(text=note) for note in notes)]
     page.add(Details(summary=f"{heading(printed)} as printed ({printed.metric})", blocks=blocks))
 
 

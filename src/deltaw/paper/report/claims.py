@@ -85,7 +85,8 @@ def _merged(rows: Rows) -> Verdict:
     slow = {name: float(row["ratio"]) for name, row in sheet.items() if name != "base"}
     others = {name: ratio for name, ratio in slow.items() if name.startswith(("Adapter", "Pre"))}
     text = ", ".join(f"{name} {ratio:.3f}" for name, ratio in slow.items())
-    return abs(slow["LoRA merged"] - 1) < 0.05 < min(others.values()) - 0.95, f"time over the base's: {text}"
+    merged = slow["LoRA merged"]
+    return abs(merged - 1) < 0.05 and min(others.values()) > max(1.02, merged), f"time over the base's: {text}"
 
 
 def _control(rows: Rows) -> Verdict:

@@ -37,5 +37,5 @@ def _quality(rows: Mapping[str, list[Record]]) -> str:
         scored.append(Scored(method=method, parameters=int(made[0].values["parameters"]), score=score))
     if len(scored) < 2:
         return ""
-    made = quality(scored, title="E2E on stories3M", metric="BLEU")
-    return made.svg().decode()
+    drawn = quality(scored, title="E2E on stories3M", metric="BLEU")
+    return str(drawn.svg(), "utf-8")

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,21 @@ def run_row(
         command=f"deltaw paper run {row.name} --seed {seed}" + (" --quick" if quick else ""),
         steps=tuple(steps), date=datetime.date.today().isoformat(), hardware=_hardware(), versions=_versions(),
         seconds=round(time.perf_counter() - start, 1), inputs=inputs,
-        sheet={} if row.sheet is None else dict(row.sheet(printed)),
+        sheet={} if row.sheet is None else _placed(row.sheet(printed), {"DATA": places.data, "OUT": output}),
     )  # fmt: skip
 
 
 def _shown(word: str, seed: int) -> str:
     return word.format(data="DATA", encoder="ENCODER", out="OUT", seed=seed)
+
+
+def _placed(sheet: Mapping[str, Any], places: Mapping[str, Path]) -> dict[str, Any]:
+    """A table without the paths of this machine."""
+    text = json.dumps(sheet)
+    for name, path in places.items():
+        text = text.replace(json.dumps(str(path))[1:-1], name)
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def _run(step: str, row: str, words: list[str]) -> Any:
