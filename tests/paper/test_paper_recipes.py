@@ -48,28 +48,28 @@ TABLE_9 = {
         "optim.batch_size": "32",
         "optim.epochs": "10 20 20 20 10 20 20 20",
         "optim.lr": "3e-5 3e-5 3e-4 3e-4 3e-4 3e-4 3e-4 3e-4",
-        "adapter.bottleneck": "64",
+        "baseline.bottleneck": "64",
         "data.max_length": "128",
     },
     "adapter-p-0.8m": {
         "optim.batch_size": "32",
         "optim.epochs": "5 20 20 20 10 20 20 20",
         "optim.lr": "3e-4",
-        "adapter.bottleneck": "16",
+        "baseline.bottleneck": "16",
         "data.max_length": "128",
     },
     "adapter-h-6.0m": {
         "optim.batch_size": "32",
         "optim.epochs": "10 5 10 10 5 20 20 10",
         "optim.lr": "3e-5 3e-4 3e-4 3e-4 3e-4 3e-4 3e-4 3e-4",
-        "adapter.bottleneck": "64",
+        "baseline.bottleneck": "64",
         "data.max_length": "128",
     },
     "adapter-h-0.8m": {
         "optim.batch_size": "32",
         "optim.epochs": "10 5 10 10 5 20 20 10",
         "optim.lr": "3e-4",
-        "adapter.bottleneck": "8",
+        "baseline.bottleneck": "8",
         "data.max_length": "128",
     },
 }
@@ -109,8 +109,8 @@ ROW_12 = {
 }
 TABLE_12 = {
     "full": ROW_12 | {"optim.lr": "5e-6"},
-    "prefix-embedding": ROW_12 | {"optim.lr": "5e-4", "adapter.prefix_length": "256", "adapter.infix_length": "8"},
-    "prefix-layer": ROW_12 | {"optim.lr": "1e-4", "adapter.prefix_length": "8", "adapter.infix_length": "8"},
+    "prefix-embedding": ROW_12 | {"optim.lr": "5e-4", "baseline.prefix_length": "256", "baseline.infix_length": "8"},
+    "prefix-layer": ROW_12 | {"optim.lr": "1e-4", "baseline.prefix_length": "8", "baseline.infix_length": "8"},
     "bias": ROW_12 | {"optim.lr": "1.6e-3"},
     "adapter-h": ROW_12 | {"optim.lr": "1e-4"},
     "lora": ROW_12 | {"optim.lr": "2e-4"},
@@ -125,11 +125,11 @@ TABLE_17 = {
     "prefix-embedding": ROW_17
     | {
         "optim.lr": "2e-4 2e-4 4e-4 5e-4",
-        "adapter.prefix_length": "16 32 64 256",
-        "adapter.infix_length": "8",
+        "baseline.prefix_length": "16 32 64 256",
+        "baseline.infix_length": "8",
     },
     "prefix-layer": ROW_17
-    | {"optim.lr": "5e-5 5e-5 5e-5 1e-4", "adapter.prefix_length": "8", "adapter.infix_length": "8"},
+    | {"optim.lr": "5e-5 5e-5 5e-5 1e-4", "baseline.prefix_length": "8", "baseline.infix_length": "8"},
     "lora": ROW_17 | {"optim.lr": "2e-4", "adapter.rank": "8"},
 }
 PRINTED = {

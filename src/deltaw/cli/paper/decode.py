@@ -131,7 +131,10 @@ def _run(
         import deltaw as dw
 
         out.say(dw.merge(opened.model))
-    form, ends = form_used(opened, flags["form"]), end_ids(opened.model, opened.tokenizer)
+    # a task's inputs are prompts, also of a model that does not say how it was trained
+    known = flags["task"] is None or opened.form is not None or flags["form"] != "auto"
+    form = form_used(opened, flags["form"] if known else "prompt")
+    ends = end_ids(opened.model, opened.tokenizer)
     prompts, cut = fit_prompts(
         _prompts(opened, form, contexts),
         context=getattr(opened.model.config, "max_position_embeddings", None),
@@ -188,8 +191,14 @@ def _hash(choice: ModelChoice) -> str | None:
     if choice.adapter is None:
         return None
     from deltaw.adapter import Adapter
+    from deltaw.baselines import is_baseline
+    from deltaw.paper.reproduce.records import hash_of
 
-    return Adapter.open(as_path(choice.adapter)).hash[:16]
+    place = as_path(choice.adapter)
+    if not is_baseline(place):
+        return Adapter.open(place).hash[:16]
+    own = sorted(file for kind in ("*.safetensors", "*_config.json") for file in place.rglob(kind))
+    return "-".join(hash_of(file)[:8] for file in own)
 
 
 def _decode(
