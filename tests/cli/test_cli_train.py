@@ -260,7 +260,16 @@ CASES: dict[str, Case] = {
     "run.plot": (["--plot"], (), ROWS, "files"),
     "run.tensorboard": (["--tensorboard"], (), ROWS, "files"),
     "data.cache_dir": (["--cache-dir", "{place}/other-cache"], (), ROWS, "cache"),
-}
+    "baseline.bottleneck": (["--method", "adapter-h", "--bottleneck", "3"], ("--rank",), ROWS, "metrics"),
+    "baseline.activation": (["--method", "adapter-h", "--activation", "silu"], ("--rank",), ROWS, "metrics"),
+    "baseline.prefix_length": (["--method", "prefix-layer", "--prefix-length", "3"], ("--rank",), ROWS, "metrics"),
+    "baseline.infix_length": (["--method", "prefix-layer", "--infix-length", "2"], ("--rank",), ROWS, "metrics"),
+    "baseline.blocks": (["--method", "top-blocks", "--blocks", "1"], ("--rank",), ROWS, "metrics"),
+    "baseline.drop_layers": (["--method", "adapter-d", "--drop-layers", "1"], ("--rank",), ROWS, "metrics"),
+    "baseline.placement": (
+        ["--method", "adapter-d", "--drop-layers", "0", "--placement", "h"], ("--rank",), ROWS, "metrics",
+    ),
+}  # fmt: skip
 # Settled by tests of their own: required, or about several runs.
 ELSEWHERE = {
     "model.path", "data.path", "run.output", "run.resume", "run.overwrite", "run.best", "run.patience", "adapter.ties",
@@ -276,6 +285,10 @@ BESIDE: dict[str, list[str]] = {
     "adapter.init_batches": ["--init", "eva"],
     "data.format": ["--loss-on", "all"],
     "data.template_options": ["--template", TEMPLATE],
+    **{key: ["--method", "adapter-h"] for key in ("baseline.bottleneck", "baseline.activation")},
+    **{key: ["--method", "prefix-layer"] for key in ("baseline.prefix_length", "baseline.infix_length")},
+    "baseline.blocks": ["--method", "top-blocks"],
+    **{key: ["--method", "adapter-d", "--drop-layers", "0"] for key in ("baseline.drop_layers", "baseline.placement")},
 }  # fmt: skip
 
 
@@ -319,7 +332,7 @@ def test_every_flag_changes_something(
         return
     beside = BESIDE.get(key, [])
     if (data, *beside) not in PLAIN:
-        less = tuple(flag for flag in BASIC if flag in beside)
+        less = tuple(flag for flag in BASIC if flag in beside or (beside and flag in without))
         words = [*base_words(place, tmp_path / "a", data, less), *beside]
         PLAIN[(data, *beside)] = effects(words, tmp_path / "a", capsys)
     assert PLAIN[(data, *beside)][what] != after[what]
