@@ -277,7 +277,7 @@ CASES: dict[str, Case] = {
     "run.plot": (["--plot"], (), ROWS, "files"),
     "run.tensorboard": (["--tensorboard"], (), ROWS, "files"),
     "data.cache_dir": (["--cache-dir", "{place}/other-cache"], (), ROWS, "cache"),
-}
+}  # fmt: skip
 # Settled by tests of their own: required, or about several runs.
 ELSEWHERE = {
     "model.path", "data.path", "run.output", "run.resume", "run.overwrite", "run.best", "run.patience", "adapter.ties",

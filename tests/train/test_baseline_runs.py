@@ -92,6 +92,7 @@ class Stop(Callback):
         return self.left < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_learns_and_its_output_is_read_again(name: str, biased: Path, files: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
@@ -111,6 +112,7 @@ def test_a_run_learns_and_its_output_is_read_again(name: str, biased: Path, file
     assert bl.is_baseline(out / "checkpoint-12") and bl.Stored.open(out / "checkpoint-12").method.name == name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_stopped_run_continues_bit_for_bit(name: str, biased: Path, files: Path, tmp_path: Path) -> None:
     values = settings(biased, files / "pairs.jsonl", tmp_path / "whole", name)
@@ -127,6 +129,7 @@ def test_a_stopped_run_continues_bit_for_bit(name: str, biased: Path, files: Pat
             assert set(a) == set(b) and all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter-h", "prefix-embedding", "prefix-layer", "bias", "lora+prefix-embedding"])
 def test_a_classifier_keeps_its_trained_head(
     name: str, encoder: Path, files: Path, tmp_path: Path, cli: Callable[..., Any]
@@ -140,6 +143,7 @@ def test_a_classifier_keeps_its_trained_head(
     assert "of modules trained in full" in report.applied
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter-h", "top-blocks", "lora+prefix-layer"])
 def test_the_verbs_read_it(name: str, biased: Path, files: Path, tmp_path: Path, cli: Callable[..., Any]) -> None:
     out = tmp_path / "out"

@@ -82,7 +82,7 @@ def add_settings(choices: Choices, config: TrainConfig) -> None:
     for field in READS[config.adapter.method]:
         value = getattr(config.baseline, field)
         given = f"baseline.{field}" in (config.given or ())
-        choices.add(f"baseline.{field}", value if given else None, value, "the usual size; the paper tries several")
+        choices.add(f"baseline.{field}", value if given else None, value, "the usual setting of this method")
 
 
 def check(model: nn.Module) -> None:

@@ -168,8 +168,9 @@ class Losses:
         inputs = batch.inputs() | {"return_dict": True}
         if self.task != "causal":
             return module(**inputs)
+        inputs["use_cache"] = False
         with completion_starts(starts_of(self.model, batch)):
-            return module(**{**inputs, "use_cache": False})
+            return module(**inputs)
 
     def _hidden(self, body: nn.Module, batch: Batch) -> Tensor:
         hidden: Tensor = self._forward(body, batch).last_hidden_state[before(batch)]
