@@ -43,6 +43,11 @@ def test_the_page_has_every_table_figure_and_erratum(tmp_path: Path) -> None:
     assert {file.name for file in files} >= {"report.md", "report.html", *linked}
 
 
+def test_the_committed_page_is_that_of_the_committed_results() -> None:
+    place = Path(__file__).resolve().parents[2] / "docs" / "paper"
+    assert (place / "report.md").read_text() == build().markdown(), "run: deltaw paper report -o docs/paper"
+
+
 def test_every_record_is_in_the_page_with_its_command() -> None:
     text = build().markdown()
     for record in read_records():
