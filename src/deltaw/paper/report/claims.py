@@ -74,12 +74,13 @@ def _more_matrices(rows: Rows) -> Verdict:
 def _glue(rows: Rows) -> Verdict:
     titles = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
     run = {task: title for task, title in titles.items() if f"glue/{task}-lora" in rows or task == "sst2"}
-    text, better = [], 0
+    text, judged = [], []
     for task, title in run.items():
         lora, full = (value(rows, f"glue/{task}-{key}", title) for key in ("lora", "full"))
-        better += lora >= full - 0.01
-        text.append(f"{title} {100 * lora:.1f} / {100 * full:.1f}")
-    return better > len(run) / 2, f"LoRA / FT: {', '.join(text)}"
+        learned = full > value(rows, f"glue/{task}-full", "before")
+        judged += [lora >= full - 0.01] if learned else []
+        text.append(f"{title} {100 * lora:.1f} / {100 * full:.1f}" + ("" if learned else " (not learned)"))
+    return sum(judged) > len(judged) / 2, f"LoRA / FT: {', '.join(text)}"
 
 
 def _merged(rows: Rows) -> Verdict:
