@@ -35,7 +35,11 @@ def _on_par(rows: Rows) -> Verdict:
     share = value(rows, "e2e/lora-qv-r4", "parameters") / value(rows, "e2e/full", "parameters")
     loss = [value(rows, f"e2e/{row}", "validation loss") for row in ("lora-qv-r4", "full")]
     text = f"BLEU {100 * lora:.1f} against {100 * full:.1f}, validation loss {loss[0]:.3f} against {loss[1]:.3f}"
-    return lora >= full - 0.005, f"{text}, with {share:.2%} of the values"
+    text += f", with {share:.2%} of the values"
+    if "e2e/lora-qv-r64" in rows:
+        large, count = (value(rows, "e2e/lora-qv-r64", name) for name in ("BLEU", "parameters"))
+        text += f"; at r=64 {100 * large:.1f} with {count / value(rows, 'e2e/full', 'parameters'):.1%}"
+    return lora >= full - 0.005, text
 
 
 def _small_ranks(rows: Rows) -> Verdict:
