@@ -46,7 +46,7 @@ def test_commands_name_real_flags(page: Path) -> None:
 
 
 def _help(words: list[str]) -> str:
-    verbs = [word for word in words[1:3] if re.fullmatch(r"[a-z]+", word)]
+    verbs = [word for word in words[1:3] if re.fullmatch(r"[a-z]+(-[a-z]+)*", word)]
     code = "import sys; from deltaw.cli import main; sys.exit(main())"
     for depth in (len(verbs), 1, 0):
         call = [sys.executable, "-c", code, *verbs[:depth], "--help"]
