@@ -70,12 +70,18 @@ class Change:
                 before = view_of(self.parameter.data, block)
             elif keep is not None or not changed:
                 before = now.clone()
-            step(now)
             if before is None:
+                step(now)
                 continue
-            changed = changed or _differ(now, before)
-            if keep is not None:
-                keep(block, before, now)
+            try:
+                step(now)
+                changed = changed or _differ(now, before)
+                if keep is not None:
+                    keep(block, before, now)
+            except BaseException:
+                # what is not kept yet, nobody else can take back
+                now.copy_(before)
+                raise
             if not all_finite(now) and all_finite(before):
                 raise StateError(
                     "the merged weight overflows its dtype",
@@ -110,8 +116,8 @@ class Change:
 
 def _differ(one: Tensor, other: Tensor) -> bool:
     """Whether two tensors differ; the first values tell as a rule."""
-    few = slice(max(1, _FEW // max(1, one[0].numel()))) if one.dim() else ...
-    return not torch.equal(one[few], other[few]) or not torch.equal(one, other)
+    rows = max(1, _FEW * len(one) // max(1, one.numel())) if one.dim() else 0
+    return (rows > 0 and not torch.equal(one[:rows], other[:rows])) or not torch.equal(one, other)
 
 
 def weight_steps(
