@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import deltaw as dw
+from deltaw.blocks import Block, put_in
 
 sys.path.insert(0, str(Path(__file__).parent / "train" / "data"))
 from templates_for_tests import CHATML
@@ -67,3 +70,15 @@ def adapter_dir(base: Path, place: Path, *, scale: float = 0.3, seed: int = 1, *
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
     dw.save(model, place)
     return place
+
+
+def bend_merges(monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    """Let every merge add a multiple of what it should."""
+    module = importlib.import_module("deltaw.changes")
+
+    def bent(kind: Any, site: Any, entries: Any, block: Block, stored: torch.Tensor) -> None:
+        before = stored.clone()
+        put_in(kind, site, entries, block, stored)
+        stored.add_((stored - before) * (factor - 1))
+
+    monkeypatch.setattr(module, "put_in", bent)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 from collections.abc import Callable
@@ -14,12 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import deltaw as dw
-from deltaw.blocks import Block, put_in
 from deltaw.cli import main
 from deltaw.cli._sampling import Sampling, _Pieces, complete, encode
 from deltaw.errors import ConfigError, DataError
 from deltaw.train.imprint import FORM, LABELS, PromptForm, imprint
-from verb_models import adapter_dir, base_dir
+from verb_models import adapter_dir, base_dir, bend_merges
 
 Run = Callable[..., Any]
 
@@ -323,14 +321,7 @@ def test_an_unfaithful_merge_exits_6(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["merge", "--adapter", str(place / "adapter"), "--output", str(tmp_path / "merged")]
-    module = importlib.import_module("deltaw.changes")
-
-    def overdone(kind: Any, site: Any, entries: Any, block: Block, stored: torch.Tensor) -> None:
-        before = stored.clone()
-        put_in(kind, site, entries, block, stored)
-        stored.add_((stored - before) * 0.001)
-
-    monkeypatch.setattr(module, "put_in", overdone)
+    bend_merges(monkeypatch, 1.001)
     assert main(words) == 6
     assert "FaithError" in capsys.readouterr().err and not (tmp_path / "merged").exists()
     assert main([*words, "--tolerance", "1.0"]) == 0

@@ -17,7 +17,7 @@ from analysis_cases import made, piece
 
 from deltaw.paper.analyses.base import against_base
 from deltaw.paper.analyses.contenders import pick
-from deltaw.paper.analyses.roles import roles_of
+from deltaw.paper.roles import roles_of
 from verb_models import base_dir
 
 

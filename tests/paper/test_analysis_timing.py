@@ -18,11 +18,11 @@ import deltaw as dw
 from deltaw.errors import ConfigError, FaithError, ModelError
 from deltaw.paper.analyses.contenders import BASE, CONTENDERS, Contender, built, lora_config, pick, wear_lora
 from deltaw.paper.analyses.latency import latency
-from deltaw.paper.analyses.roles import roles_of, targets_for
 from deltaw.paper.analyses.subjects import random_inputs, subject, twin
 from deltaw.paper.analyses.switch import switch
 from deltaw.paper.analyses.throughput import peak_bytes, throughput
 from deltaw.paper.analyses.turns import take_turns, timings
+from deltaw.paper.roles import roles_of, targets_for
 from verb_models import adapter_dir, base_dir
 
 CPU = torch.device("cpu")

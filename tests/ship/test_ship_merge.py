@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,12 +11,11 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 import deltaw as dw
-from deltaw.blocks import Block, put_in
 from deltaw.errors import CheckpointError, ConfigError, DataError, FaithError, ModelError
 from deltaw.ship import merge as ship_merge
 from deltaw.ship.merge import merge_directory
 from deltaw.ship.opening import MERGED, ModelChoice
-from verb_models import adapter_dir, base_dir
+from verb_models import adapter_dir, base_dir, bend_merges
 
 PROMPT = torch.tensor([[1, 40, 60, 80, 100, 33, 7]])
 
@@ -91,14 +88,7 @@ def test_a_classifier_with_its_head(tmp_path: Path) -> None:
 
 def sabotage(monkeypatch: pytest.MonkeyPatch) -> None:
     """A merge that forgets a thousandth of the update."""
-    module = importlib.import_module("deltaw.changes")
-
-    def forgetful(kind: Any, site: Any, entries: Any, block: Block, stored: torch.Tensor) -> None:
-        before = stored.clone()
-        put_in(kind, site, entries, block, stored)
-        stored.sub_((stored - before) * 0.001)
-
-    monkeypatch.setattr(module, "put_in", forgetful)
+    bend_merges(monkeypatch, 0.999)
 
 
 def test_a_sabotaged_merge_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

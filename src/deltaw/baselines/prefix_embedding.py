@@ -102,27 +102,7 @@ def starting_ids(method: Method, count: int, table: Tensor, path: str) -> Tensor
     return torch.randint(len(table), (count,), generator=generator)
 
 
-def embedding_piece(method: PrefixMethod, anatomy: Anatomy) -> dict[str, Piece]:
-    """Make the piece of prefix-embedding tuning.
-
-    Args:
-        method: with lengths and seed.
-        anatomy: the model's parts.
-
-    Returns:
-        Path of the body -> piece.
-    """
-    method.check_room(anatomy)
-    path, _ = anatomy.body
-    table: Tensor = anatomy.embedding.weight.detach()  # type: ignore[operator]
-    if table.is_meta:
-        rows = torch.empty(method.inserted, table.shape[1], device=table.device)
-    else:
-        rows = table[starting_ids(method, method.inserted, table, path).to(table.device)].float()
-    return {path: Inserter(anatomy, method.prefix_length, method.infix_length, rows)}
-
-
-EMBEDDING_START = "at the start the model computes what the base computes with as many random tokens in those places"
+_START = "at the start the model computes what the base computes with as many random tokens in those places"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +128,14 @@ class PrefixEmbedding(PrefixMethod):
         Returns:
             Path of the body -> piece.
         """
-        return embedding_piece(self, anatomy)
+        self.check_room(anatomy)
+        path, _ = anatomy.body
+        table: Tensor = anatomy.embedding.weight.detach()  # type: ignore[operator]
+        if table.is_meta:
+            rows = torch.empty(self.inserted, table.shape[1], device=table.device)
+        else:
+            rows = table[starting_ids(self, self.inserted, table, path).to(table.device)].float()
+        return {path: Inserter(anatomy, self.prefix_length, self.infix_length, rows)}
 
     def notes(self, anatomy: Anatomy) -> tuple[str, ...]:
         """Say how it starts and what room is left.
@@ -159,4 +146,4 @@ class PrefixEmbedding(PrefixMethod):
         Returns:
             Two lines.
         """
-        return EMBEDDING_START, self.room_note(anatomy)
+        return _START, self.room_note(anatomy)

@@ -81,31 +81,7 @@ class Replacer(Piece):
         return args, kwargs | {"hidden_states": layout.replace(kwargs["hidden_states"], self.vectors)}
 
 
-def layer_pieces(method: PrefixMethod, anatomy: Anatomy) -> dict[str, Piece]:
-    """Make the pieces of prefix-layer tuning.
-
-    Args:
-        method: with lengths and seed.
-        anatomy: the model's parts.
-
-    Returns:
-        The body's piece, which has no tensors, and one for each block.
-    """
-    method.check_room(anatomy)
-    found: dict[str, Piece] = {anatomy.body[0]: Inserter(anatomy, method.prefix_length, method.infix_length, None)}
-    table: Tensor = anatomy.embedding.weight.detach()  # type: ignore[operator]
-    spread = 0.0 if table.is_meta else float(table[: min(len(table), 4096)].float().std())
-    for path, block in anatomy.blocks.items():
-        device, _ = device_dtype(block, anatomy.model)
-        vectors = torch.empty(method.inserted, anatomy.width, device=device)
-        if device.type != "meta":
-            generator = torch.Generator().manual_seed(seed_for(method.seed, NAME, path))
-            vectors = (torch.randn(vectors.shape, generator=generator) * spread).to(device)
-        found[path] = Replacer(vectors)
-    return found
-
-
-LAYER_START = "at the start random vectors of the embeddings' size are attended to: outputs differ from the base's"
+_START = "at the start random vectors of the embeddings' size are attended to: outputs differ from the base's"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +103,20 @@ class PrefixLayer(PrefixMethod):
             anatomy: the model's parts.
 
         Returns:
-            Module path -> piece.
+            Module path -> piece; the body's has no tensors.
         """
-        return layer_pieces(self, anatomy)
+        self.check_room(anatomy)
+        found: dict[str, Piece] = {anatomy.body[0]: Inserter(anatomy, self.prefix_length, self.infix_length, None)}
+        table: Tensor = anatomy.embedding.weight.detach()  # type: ignore[operator]
+        spread = 0.0 if table.is_meta else float(table[: min(len(table), 4096)].float().std())
+        for path, block in anatomy.blocks.items():
+            device, _ = device_dtype(block, anatomy.model)
+            vectors = torch.empty(self.inserted, anatomy.width, device=device)
+            if device.type != "meta":
+                generator = torch.Generator().manual_seed(seed_for(self.seed, NAME, path))
+                vectors = (torch.randn(vectors.shape, generator=generator) * spread).to(device)
+            found[path] = Replacer(vectors)
+        return found
 
     def notes(self, anatomy: Anatomy) -> tuple[str, ...]:
         """Say how it starts and what room is left.
@@ -140,4 +127,4 @@ class PrefixLayer(PrefixMethod):
         Returns:
             Two lines.
         """
-        return LAYER_START, self.room_note(anatomy)
+        return _START, self.room_note(anatomy)

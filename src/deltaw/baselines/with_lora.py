@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from deltaw.baselines.anatomy import Anatomy
-from deltaw.baselines.method import Piece
-from deltaw.baselines.prefix_embedding import EMBEDDING_START, PrefixMethod, embedding_piece
-from deltaw.baselines.prefix_layer import LAYER_START, layer_pieces
+from deltaw.baselines.prefix_embedding import PrefixEmbedding, PrefixMethod
+from deltaw.baselines.prefix_layer import PrefixLayer
 from deltaw.config import LoRAConfig
 from deltaw.errors import ConfigError
 
@@ -47,7 +45,7 @@ class _WithLoRA(PrefixMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAPrefixEmbedding(_WithLoRA):
+class LoRAPrefixEmbedding(_WithLoRA, PrefixEmbedding):
     """LoRA and prefix-embedding tuning, trained together.
 
     Example:
@@ -58,31 +56,9 @@ class LoRAPrefixEmbedding(_WithLoRA):
     name: ClassVar[str] = "lora+prefix-embedding"
     title: ClassVar[str] = "LoRA and prefix-embedding tuning"
 
-    def pieces(self, anatomy: Anatomy) -> dict[str, Piece]:
-        """Make the body's piece.
-
-        Args:
-            anatomy: the model's parts.
-
-        Returns:
-            Path of the body -> piece.
-        """
-        return embedding_piece(self, anatomy)
-
-    def notes(self, anatomy: Anatomy) -> tuple[str, ...]:
-        """Say how it starts and what room is left.
-
-        Args:
-            anatomy: the model's parts.
-
-        Returns:
-            Two lines.
-        """
-        return EMBEDDING_START, self.room_note(anatomy)
-
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAPrefixLayer(_WithLoRA):
+class LoRAPrefixLayer(_WithLoRA, PrefixLayer):
     """LoRA and prefix-layer tuning, trained together.
 
     Example:
@@ -92,25 +68,3 @@ class LoRAPrefixLayer(_WithLoRA):
 
     name: ClassVar[str] = "lora+prefix-layer"
     title: ClassVar[str] = "LoRA and prefix-layer tuning"
-
-    def pieces(self, anatomy: Anatomy) -> dict[str, Piece]:
-        """Make the body's piece and the blocks'.
-
-        Args:
-            anatomy: the model's parts.
-
-        Returns:
-            Module path -> piece.
-        """
-        return layer_pieces(self, anatomy)
-
-    def notes(self, anatomy: Anatomy) -> tuple[str, ...]:
-        """Say how it starts and what room is left.
-
-        Args:
-            anatomy: the model's parts.
-
-        Returns:
-            Two lines.
-        """
-        return LAYER_START, self.room_note(anatomy)

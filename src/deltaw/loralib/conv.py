@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from deltaw.errors import CheckpointError, ConfigError
 from deltaw.functional import add_term
 from deltaw.layers import KINDS, Kind
-from deltaw.loralib.base import Adapted, Self
+from deltaw.loralib.base import Adapted, LoRALayer, Self
 from deltaw.loralib.take import refuse_base, take
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvLoRA"]
@@ -25,13 +25,38 @@ _SAME = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dil
 
 
 class ConvLoRA(Adapted):
-    """What the three convolutions have in common."""
+    """What the three convolutions have in common.
+
+    Args:
+        in_channels: channels of an input.
+        out_channels: channels of an output.
+        kernel_size: one number, or one for each axis.
+        r: rank of the update, a multiple of the groups; 0 makes the plain layer.
+        lora_alpha: numerator of the scaling.
+        lora_dropout: probability in [0, 1) of dropping entries of the update's input while training.
+        merge_weights: ``eval()`` adds the update to the kernel, ``train()`` takes it off again.
+        reshaped: factors in the layout of the original's Conv2d, which is reshaped to the kernel.
+        **kwargs: further arguments of the torch layer.
+
+    Raises:
+        ConfigError: if the rank does not suit the groups, or the kernel the layout.
+    """
 
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
     groups: int
     reshaped: bool
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], r: int = 0,
+        lora_alpha: float = 1, lora_dropout: float = 0.0, merge_weights: bool = True, *, reshaped: bool = False,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        # behind the mark among the ancestors stands the torch layer
+        super(LoRALayer, self).__init__(in_channels, out_channels, kernel_size, **kwargs)
+        self._begin(r, lora_alpha, lora_dropout, merge_weights)
+        self._grow_kernel(r, reshaped)
 
     def _kind(self) -> Kind:
         return KINDS["Conv"]
@@ -160,49 +185,11 @@ class ConvLoRA(Adapted):
 
 
 class Conv1d(ConvLoRA, nn.Conv1d):
-    """nn.Conv1d with an update of rank r.
-
-    Args:
-        in_channels: channels of an input.
-        out_channels: channels of an output.
-        kernel_size: one number.
-        r: rank of the update, a multiple of the groups; 0 makes the plain layer.
-        lora_alpha: numerator of the scaling.
-        lora_dropout: probability in [0, 1) of dropping entries of the update's input while training.
-        merge_weights: ``eval()`` adds the update to the kernel, ``train()`` takes it off again.
-        reshaped: factors in the layout of the original's Conv2d, which is reshaped to the kernel.
-        **kwargs: further arguments of ``nn.Conv1d``.
-
-    Raises:
-        ConfigError: if the rank does not suit the groups, or the kernel the layout.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int], r: int = 0,
-        lora_alpha: float = 1, lora_dropout: float = 0.0, merge_weights: bool = True, *, reshaped: bool = False,
-        **kwargs: Any,
-    ) -> None:  # fmt: skip
-        nn.Conv1d.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
-        self._begin(r, lora_alpha, lora_dropout, merge_weights)
-        self._grow_kernel(r, reshaped)
+    """nn.Conv1d with an update of rank r; see ``ConvLoRA`` for its arguments."""
 
 
 class Conv2d(ConvLoRA, nn.Conv2d):
-    """nn.Conv2d with an update of rank r.
-
-    Args:
-        in_channels: channels of an input.
-        out_channels: channels of an output.
-        kernel_size: one number, or one for each axis.
-        r: rank of the update, a multiple of the groups; 0 makes the plain layer.
-        lora_alpha: numerator of the scaling.
-        lora_dropout: probability in [0, 1) of dropping entries of the update's input while training.
-        merge_weights: ``eval()`` adds the update to the kernel, ``train()`` takes it off again.
-        reshaped: factors in the layout of the original's Conv2d, which is reshaped to the kernel.
-        **kwargs: further arguments of ``nn.Conv2d``.
-
-    Raises:
-        ConfigError: if the rank does not suit the groups, or the kernel the layout.
+    """nn.Conv2d with an update of rank r; see ``ConvLoRA`` for its arguments.
 
     Example:
         >>> layer = Conv2d(4, 8, 3, r=2)
@@ -210,39 +197,6 @@ class Conv2d(ConvLoRA, nn.Conv2d):
         (torch.Size([2, 4, 3, 3]), torch.Size([8, 2, 1, 1]))
     """
 
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], r: int = 0,
-        lora_alpha: float = 1, lora_dropout: float = 0.0, merge_weights: bool = True, *, reshaped: bool = False,
-        **kwargs: Any,
-    ) -> None:  # fmt: skip
-        nn.Conv2d.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
-        self._begin(r, lora_alpha, lora_dropout, merge_weights)
-        self._grow_kernel(r, reshaped)
-
 
 class Conv3d(ConvLoRA, nn.Conv3d):
-    """nn.Conv3d with an update of rank r.
-
-    Args:
-        in_channels: channels of an input.
-        out_channels: channels of an output.
-        kernel_size: one number, or one for each axis.
-        r: rank of the update, a multiple of the groups; 0 makes the plain layer.
-        lora_alpha: numerator of the scaling.
-        lora_dropout: probability in [0, 1) of dropping entries of the update's input while training.
-        merge_weights: ``eval()`` adds the update to the kernel, ``train()`` takes it off again.
-        reshaped: factors in the layout of the original's Conv2d, which is reshaped to the kernel.
-        **kwargs: further arguments of ``nn.Conv3d``.
-
-    Raises:
-        ConfigError: if the rank does not suit the groups, or the kernel the layout.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int, int], r: int = 0,
-        lora_alpha: float = 1, lora_dropout: float = 0.0, merge_weights: bool = True, *, reshaped: bool = False,
-        **kwargs: Any,
-    ) -> None:  # fmt: skip
-        nn.Conv3d.__init__(self, in_channels, out_channels, kernel_size, **kwargs)
-        self._begin(r, lora_alpha, lora_dropout, merge_weights)
-        self._grow_kernel(r, reshaped)
+    """nn.Conv3d with an update of rank r; see ``ConvLoRA`` for its arguments."""

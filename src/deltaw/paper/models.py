@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaw.errors import ConfigError, ModelError, nearest
+from deltaw.paper.roles import DEBERTA, GPT2, LLAMA, targets_for
 from deltaw.presets import preset
 
 if TYPE_CHECKING:
@@ -97,21 +98,19 @@ PAPER_MODELS: dict[str, PaperModel] = {
     )
 }
 
-_LLAMA = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 _BERT = {"q": "query", "k": "key", "v": "value", "o": "attention.output.dense"}
 
-# model type -> matrix -> the module that is it; GPT-2's fused projection is adapted in slices.
+# model type -> matrix -> the module that is it
 _PLACES: dict[str, dict[str, str]] = {
-    "gpt2": {"q": "c_attn", "k": "c_attn", "v": "c_attn", "o": "attn.c_proj"},
+    "gpt2": GPT2,
     "roberta": _BERT,
     "bert": _BERT,
-    "deberta-v2": {"q": "query_proj", "k": "key_proj", "v": "value_proj", "o": "attention.output.dense"},
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
+    "deberta-v2": DEBERTA,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
 }
-_FUSED = {"c_attn"}
 
 
 def paper_model(name: str) -> PaperModel:
@@ -178,11 +177,7 @@ def targets_of(family: str, matrices: str = "qv") -> list[str]:
             expected=f"one of {', '.join(_PLACES)}",
             hint="give targets of LoRAConfig yourself; deltaw plan MODEL lists the modules",
         )
-    places = _PLACES[family]
-    found: dict[str, str] = {}
-    for letter in matrices:
-        found[places[letter]] = found.get(places[letter], "") + letter
-    return [f"{path}[{','.join(letters)}]" if path in _FUSED else path for path, letters in found.items()]
+    return list(targets_for(_PLACES[family], matrices))
 
 
 def meta_model_of(name: str, labels: int | None = None) -> Any:

@@ -16,7 +16,7 @@ import torch
 
 import deltaw as dw
 from deltaw.errors import ConfigError, nearest
-from deltaw.paper.analyses.roles import roles_of, targets_for
+from deltaw.paper.roles import roles_of, targets_for
 
 __all__ = ["BASE", "CONTENDERS", "Contender", "built", "lora_config", "pick", "wear_lora"]
 

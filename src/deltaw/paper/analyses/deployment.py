@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from deltaw.paper.analyses.result import Analysis, Sheet
 from deltaw.paper.analyses.style import look
 from deltaw.paper.analyses.turns import require_positive
+from deltaw.paper.counts import deployment_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,7 +65,7 @@ class Deployment(Analysis):
         Returns:
             Bytes.
         """
-        return self.base_bytes + tasks * self.adapter_bytes
+        return deployment_bytes(self.base_bytes, self.adapter_bytes, tasks)
 
     def full(self, tasks: int) -> int:
         """Bytes with a whole model for each task.

@@ -12,6 +12,7 @@ from deltaw.paper.analyses.result import Analysis, Sheet, spread
 from deltaw.paper.analyses.runs import number_of, read_runs, whole_of
 from deltaw.paper.analyses.style import look
 from deltaw.paper.analyses.turns import require_positive
+from deltaw.paper.recipe_tables import TABLE_17, Row
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,19 +22,7 @@ __all__ = ["EXAMPLES", "LowData", "LowRun", "Protocol", "collect", "protocol", "
 EXAMPLES = (100, 1000, 10_000, 392_702)
 """Sizes of the samples; the last is all of MNLI, which the paper rounds to 392K."""
 
-_BATCH, _EPOCHS = (20, 20, 100, 128), (40, 40, 4, 2)
-_RATES = {
-    "FT": (5e-6, 5e-6, 5e-6, 5e-6),
-    "PreEmbed": (2e-4, 2e-4, 4e-4, 5e-4),
-    "PreLayer": (5e-5, 5e-5, 5e-5, 1e-4),
-    "LoRA": (2e-4, 2e-4, 2e-4, 2e-4),
-}
-_SIZES = {
-    "FT": ("-", "-", "-", "-"),
-    "PreEmbed": tuple(f"lp {length}, li 8" for length in (16, 32, 64, 256)),
-    "PreLayer": ("lp 8, li 8",) * 4,
-    "LoRA": ("r_q = r_v = 8",) * 4,
-}
+_TITLES = {"full": "FT", "prefix-embedding": "PreEmbed", "prefix-layer": "PreLayer", "lora": "LoRA"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +113,21 @@ def protocol(total: int = EXAMPLES[-1]) -> Protocol:
     places = [*range(len(sizes) - 1), len(EXAMPLES) - 1]
     return Protocol(
         runs=tuple(
-            LowRun(
-                method=method, examples=size, batch=_BATCH[place], epochs=_EPOCHS[place], rate=rates[place],
-                size=_SIZES[method][place],
-            )
-            for method, rates in _RATES.items()
+            _run(title, TABLE_17[row], size, place)
+            for row, title in _TITLES.items()
             for size, place in zip(sizes, places, strict=True)
         )
-    )  # fmt: skip
+    )
+
+
+def _run(title: str, row: Row, examples: int, place: int) -> LowRun:
+    """One cell of Table 17: a row's settings for the sample in its column."""
+    cell = {name: value[place] if isinstance(value, tuple) else value for name, value in row.items()}
+    size = f"r_q = r_v = {cell['rank']}" if "rank" in cell else "-"
+    size = f"lp {cell['prefix_length']}, li {cell['infix_length']}" if "prefix_length" in cell else size
+    return LowRun(
+        method=title, examples=examples, batch=cell["batch"], epochs=cell["epochs"], rate=cell["lr"], size=size
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,10 @@ from torch import nn
 import deltaw as dw
 from deltaw.errors import ConfigError, DataError, nearest
 from deltaw.paper.analyses.result import Analysis, Cell, Sheet
-from deltaw.paper.analyses.roles import ROLES, roles_of, targets_for
 from deltaw.paper.analyses.runs import number_of, read_runs
 from deltaw.paper.analyses.style import COLORS, look
 from deltaw.paper.analyses.turns import require_positive
+from deltaw.paper.roles import ROLES, roles_of, targets_for
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from deltaw.disk import write_all
-from deltaw.errors import ConfigError
 from deltaw.paper.analyses.style import render
+from deltaw.paper.output import write_output
 from deltaw.reports import figures, table
 
 if TYPE_CHECKING:
@@ -193,23 +192,11 @@ class Analysis(abc.ABC):
         Raises:
             ConfigError: if the disk refuses.
         """
-        place = Path(directory)
         words = {".txt": self.text() + "\n", ".csv": self.csv(), ".json": self.json()}
         files = {self.stem + end: text.encode() for end, text in words.items()}
         files |= {f"{self.stem}.png": self.png(), f"{self.stem}.svg": self.svg()}
         files |= {name: text.encode() for name, text in self.extras().items()}
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            write_all(place, files)
-        except OSError as error:
-            raise ConfigError(
-                "the analysis cannot be written",
-                where=str(place),
-                got=f"{type(error).__name__}: {error.strerror or error}",
-                expected="a writable directory with room",
-                hint="choose another --output; what stood there before is unchanged.",
-            ) from error
-        return tuple(place / name for name in files)
+        return write_output(Path(directory), files, "the analysis")
 
     def __str__(self) -> str:
         """The table."""

@@ -8,13 +8,14 @@ from fractions import Fraction
 from pathlib import Path
 
 from deltaw.errors import ConfigError
+from deltaw.paper.output import write_output
 from deltaw.paper.report.beside import BESIDE, Compared
 from deltaw.paper.report.claims import claims
 from deltaw.paper.report.figures import figures
 from deltaw.paper.report.page import Code, Details, Heading, Image, Page, Paragraph, Table
 from deltaw.paper.reproduce.records import RESULTS, Record, by_row, read_records
 from deltaw.paper.tables import PrintedTable, errata, printed_tables
-from deltaw.paper.tables.show import heading
+from deltaw.paper.tables.show import grid, heading
 
 __all__ = ["build", "write_report"]
 
@@ -197,12 +198,7 @@ def _cell(value: object) -> str:
 
 def _printed(page: Page, printed: PrintedTable) -> None:
     """The paper's table as it stands there."""
-    counted = any(row.parameters for row in printed.rows)
-    head = ("", *(("parameters",) if counted else ()), *(column.id for column in printed.columns))
-    rows = []
-    for row in printed.rows:
-        cells = [row.cells[column.id].text if column.id in row.cells else "-" for column in printed.columns]
-        rows.append((f"{row.id} {row.marks}".strip(), *((row.parameters or "-",) if counted else ()), *cells))
+    head, rows = grid(printed)
     notes = [*(f"{mark} {meaning}" for mark, meaning in printed.marks.items()), *printed.notes]
     notes += [f"see {name} below" for name in printed.errata]
     blocks: list[Table | Paragraph] = [Table(head=head, rows=rows), *(Paragraph(text=note) for note in notes)]
@@ -246,18 +242,5 @@ def write_report(page: Page, directory: Path) -> tuple[Path, ...]:
     Raises:
         ConfigError: if the disk refuses.
     """
-    from deltaw.disk import write_all
-
     files = {"report.md": page.markdown(), "report.html": page.html(), **page.files}
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_all(directory, {name: text.encode() for name, text in files.items()})
-    except OSError as error:
-        raise ConfigError(
-            "the report cannot be written",
-            where=str(directory),
-            got=f"{type(error).__name__}: {error.strerror or error}",
-            expected="a writable directory with room",
-            hint="choose another --output; what stood there before is unchanged.",
-        ) from error
-    return tuple(directory / name for name in files)
+    return write_output(directory, {name: text.encode() for name, text in files.items()}, "the report")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from deltaw.paper.tables.types import PrintedTable, Row
 from deltaw.reports import table
 
-__all__ = ["heading", "show"]
+__all__ = ["grid", "heading", "show"]
 
 
 def heading(printed: PrintedTable) -> str:
@@ -32,9 +32,7 @@ def show(printed: PrintedTable) -> str:
     """
     from deltaw.paper.tables.load import erratum
 
-    counted = any(row.parameters for row in printed.rows)
-    header = ["", *(["parameters"] if counted else []), *(column.id for column in printed.columns)]
-    rows = [_line(row, printed, counted) for row in printed.rows]
+    header, rows = grid(printed)
     lines = [f"{heading(printed)}: {printed.title}", f"({printed.metric})", "", table(header, rows), ""]
     lines += [f"{mark} {meaning}" for mark, meaning in printed.marks.items()]
     lines += [f"data: {printed.data}"] if printed.data else []
@@ -42,6 +40,20 @@ def show(printed: PrintedTable) -> str:
     lines += [f"needs: {printed.needs}"] if printed.needs else []
     lines += [f"note: {note}" for note in printed.notes]
     return "\n".join([*lines, *(str(erratum(name)) for name in printed.errata)])
+
+
+def grid(printed: PrintedTable) -> tuple[list[str], list[list[str]]]:
+    """Lay a table out as it is printed.
+
+    Args:
+        printed: the table.
+
+    Returns:
+        Titles of the columns, and the cells row by row; a dash where the paper prints nothing.
+    """
+    counted = any(row.parameters for row in printed.rows)
+    header = ["", *(["parameters"] if counted else []), *(column.id for column in printed.columns)]
+    return header, [_line(row, printed, counted) for row in printed.rows]
 
 
 def _line(row: Row, printed: PrintedTable, counted: bool) -> list[str]:

@@ -11,16 +11,20 @@ from deltaw.errors import ModelError
 from deltaw.layers import kind_of
 from deltaw.patterns import Matcher
 
-__all__ = ["ROLES", "roles_of", "targets_for"]
+__all__ = ["DEBERTA", "GPT2", "LLAMA", "ROLES", "roles_of", "targets_for"]
 
 ROLES = ("q", "k", "v", "o")
 
+GPT2 = {"q": "c_attn[q]", "k": "c_attn[k]", "v": "c_attn[v]", "o": "attn.c_proj"}
+DEBERTA = {"q": "query_proj", "k": "key_proj", "v": "value_proj", "o": "attention.output.dense"}
+LLAMA = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
+
 _FAMILIES: tuple[Mapping[str, str], ...] = (
-    {"q": "c_attn[q]", "k": "c_attn[k]", "v": "c_attn[v]", "o": "attn.c_proj"},
-    {"q": "query_proj", "k": "key_proj", "v": "value_proj", "o": "attention.output.dense"},
+    GPT2,
+    DEBERTA,
     {"q": "attention.self.query", "k": "attention.self.key", "v": "attention.self.value",
      "o": "attention.output.dense"},
-    {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"},
+    LLAMA,
     {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"},
     {"q": "q_lin", "k": "k_lin", "v": "v_lin", "o": "out_lin"},
     {"q": "query_key_value[q]", "k": "query_key_value[k]", "v": "query_key_value[v]", "o": "attention.dense"},
