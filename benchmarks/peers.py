@@ -104,13 +104,18 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", required=True)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     if options.name == "load":
         load(options.model)
         return
-    run = settings()["run"]
+    run = {**settings()["run"], "seed": options.seed}
     task = run["tasks"][options.task]
+    # the trainers seed themselves after the adapter was made
+    from transformers import set_seed
+
+    set_seed(options.seed)
     trainer = plain(run, task, options) if options.name == "trainer" else sft(options.name, run, task, options)
     if not options.dry_run:
         trainer.train()
