@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,12 @@ from deltaw.paper.reproduce.row import Commands, Outputs, Row
 
 __all__ = ["ROWS"]
 
-STEPS, BATCH = 60, 32
-LORA = ("--method", "lora", "--rank", "8", "--alpha", "16", "--target", "query", "--target", "value", "--lr", "2e-3")
+BATCH, ROWS_READ = 16, 8192
+LORA = ("--method", "lora", "--rank", "8", "--alpha", "16", "--target", "query", "--target", "value", "--lr", "1e-3")
 METHODS = {
     "full": ("FT", ("--method", "full", "--lr", "1e-4")),
-    "bias": ("BitFit", ("--method", "bias", "--lr", "2e-3")),
-    "adapter-h": ("Adapter H", ("--method", "adapter-h", "--bottleneck", "8", "--lr", "2e-3")),
+    "bias": ("BitFit", ("--method", "bias", "--lr", "1e-3")),
+    "adapter-h": ("Adapter H", ("--method", "adapter-h", "--bottleneck", "8", "--lr", "1e-3")),
     "lora": ("LoRA", LORA),
 }
 ENCODER = "all-MiniLM-L6-v2, a BERT-shaped encoder of 22.7M parameters"
@@ -23,29 +24,34 @@ ENCODER = "all-MiniLM-L6-v2, a BERT-shaped encoder of 22.7M parameters"
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """A task: its name for ``--task``, its folder, its title, its metric in the report and in the paper."""
+    """A task: its name for ``--task``, its folder, its title, its metric in the report and in the paper, its steps."""
 
     name: str
     folder: str
     title: str
     metric: str
+    steps: int
 
 
 TASKS = (
-    _Task(name="cola", folder="CoLA", title="CoLA", metric="matthews"),
-    _Task(name="sst2", folder="SST-2", title="SST-2", metric="accuracy"),
-    _Task(name="mrpc", folder="MRPC", title="MRPC", metric="accuracy"),
-    _Task(name="rte", folder="RTE", title="RTE", metric="accuracy"),
-    _Task(name="stsb", folder="STS-B", title="STS-B", metric="pearson"),
-    _Task(name="mnli_9k", folder="MNLI_9k", title="MNLI, a subset of 9k", metric="accuracy"),
-    _Task(name="qnli_9k", folder="QNLI_9k", title="QNLI, a subset of 9k", metric="accuracy"),
+    _Task(name="cola", folder="CoLA", title="CoLA", metric="matthews", steps=1000),
+    _Task(name="sst2", folder="SST-2", title="SST-2", metric="accuracy", steps=1000),
+    _Task(name="mrpc", folder="MRPC", title="MRPC", metric="accuracy", steps=300),
+    _Task(name="rte", folder="RTE", title="RTE", metric="accuracy", steps=250),
+    _Task(name="stsb", folder="STS-B", title="STS-B", metric="pearson", steps=500),
+    _Task(name="mnli_9k", folder="MNLI_9k", title="MNLI, a subset of 9k", metric="accuracy", steps=500),
+    _Task(name="qnli_9k", folder="QNLI_9k", title="QNLI, a subset of 9k", metric="accuracy", steps=300),
 )
 
+MNLI = next(task for task in TASKS if task.name == "mnli_9k")
+FEW = dataclasses.replace(next(task for task in TASKS if task.name == "sst2"), steps=200)
 
-def _train(task: str, method: tuple[str, ...], quick: bool, out: str, *, steps: int = STEPS) -> tuple[str, ...]:
+
+def _train(task: _Task, method: tuple[str, ...], quick: bool, out: str, *, rows: int = ROWS_READ) -> tuple[str, ...]:
     return (
-        "train", "--model", "{encoder}", "--task", task, "--data", "{data}/glue", *method,
-        "--steps", str(3 if quick else steps), "--batch-size", str(BATCH), "--limit", "4096", "--max-length", "128",
+        "train", "--model", "{encoder}", "--task", task.name, "--data", "{data}/glue", *method,
+        "--steps", str(3 if quick else task.steps), "--batch-size", str(BATCH), "--limit", str(rows),
+        "--max-length", "128",
         "--truncation", "cut", "--max-truncated", "1", "--warmup", "0.06", "--eval-every", "0",
         "--eval-limit", "64" if quick else "1600", "--save-every", "0", "--threads", "1", "--seed", "{seed}",
         "--output", f"{{out}}/{out}", "--overwrite", "--json",
@@ -61,22 +67,25 @@ def _values(task: _Task, printed: Outputs) -> Mapping[str, float]:
     }
 
 
-def _settings(method: tuple[str, ...]) -> dict[str, object]:
-    return {"method": " ".join(method), "steps": STEPS, "batch": BATCH, "longest": 128, "training rows": 4096}
+def _settings(task: _Task, method: tuple[str, ...], rows: int = ROWS_READ) -> dict[str, object]:
+    return {
+        "method": " ".join(method), "steps": task.steps, "batch": BATCH, "longest": 128,
+        "training rows, at most": rows,
+    }  # fmt: skip
 
 
 def _row(task: _Task, key: str) -> Row:
     title, method = METHODS[key]
 
     def commands(quick: bool) -> Commands:
-        return {"train": _train(task.name, method, quick, "trained")}
+        return {"train": _train(task, method, quick, "trained")}
 
     def values(printed: Outputs, output: Path) -> Mapping[str, float]:
         return _values(task, printed)
 
     return Row(
         name=f"glue/{task.name}-{key}", title=title, table="table2", on=ENCODER,
-        inputs=(f"glue/{task.folder}", "{encoder}"), commands=commands, values=values, settings=_settings(method),
+        inputs=(f"glue/{task.folder}", "{encoder}"), commands=commands, values=values, settings=_settings(task, method),
     )  # fmt: skip
 
 
@@ -86,8 +95,8 @@ def _from_mnli(task: _Task) -> Row:
     def commands(quick: bool) -> Commands:
         start = ("--adapter", "{out}/mnli", "--new-head", "--lr", "2e-3")
         return {
-            "mnli": _train("mnli_9k", LORA, quick, "mnli"),
-            "train": _train(task.name, start, quick, "trained"),
+            "mnli": _train(MNLI, LORA, quick, "mnli"),
+            "train": _train(task, start, quick, "trained"),
         }
 
     def values(printed: Outputs, output: Path) -> Mapping[str, float]:
@@ -96,27 +105,24 @@ def _from_mnli(task: _Task) -> Row:
     return Row(
         name=f"glue/{task.name}-lora-from-mnli", title="LoRA, from the MNLI adapter", table="table2", on=ENCODER,
         inputs=(f"glue/{task.folder}", "glue/MNLI_9k", "{encoder}"), commands=commands, values=values,
-        settings={**_settings(LORA), "starts from": "60 steps on the MNLI subset"},
+        settings={**_settings(task, LORA), "starts from": f"{MNLI.steps} steps on the MNLI subset"},
     )  # fmt: skip
 
 
 def _few(count: int, key: str) -> Row:
     """The protocol of Table 16 on n examples of SST-2."""
     title, method = METHODS[key]
-    sst2 = TASKS[1]
 
     def commands(quick: bool) -> Commands:
-        words = list(_train(sst2.name, method, quick, "trained"))
-        words[words.index("--limit") + 1] = str(count)
-        return {"train": tuple(words)}
+        return {"train": _train(FEW, method, quick, "trained", rows=count)}
 
     def values(printed: Outputs, output: Path) -> Mapping[str, float]:
-        return _values(sst2, printed)
+        return _values(FEW, printed)
 
     return Row(
         name=f"low-data/sst2-{count}-{key}", title=title, table="table16", on=f"{ENCODER}; SST-2",
         inputs=("glue/SST-2", "{encoder}"), commands=commands, values=values,
-        settings={**_settings(method), "training rows": count},
+        settings=_settings(FEW, method, count),
     )  # fmt: skip
 
 
