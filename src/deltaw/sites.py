@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -91,7 +92,7 @@ class Site:
         """Scaling of the first part."""
         return self.parts[0].scaling
 
-    @property
+    @functools.cached_property
     def parameters(self) -> int:
         """Number of values in A and B together."""
         return sum(part.update.parameters(request_for(self, part, "kaiming", 0)) for part in self.parts)
