@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch import nn
 import builders
 import deltaw as dw
 from deltaw.errors import ConfigError, TargetError, TieError
+from deltaw.layers import KINDS
+from deltaw.tree import base_modules
 from named_net import Net, sites
 
 # ranks and alphas
@@ -353,3 +356,28 @@ def test_plan_touches_nothing_and_works_on_the_meta_device() -> None:
     report = dw.attach(model, dw.LoRAConfig(rank=2))
     assert report.parameters == plan.parameters == sum(p.numel() for _, p in dw.trainable(model))
     assert "q_proj" in str(plan) and str(report).startswith("attached 'default' to 14 modules")
+
+
+def test_the_walk_meets_the_bases_modules_in_order_under_all_names() -> None:
+    model = builders.llama()
+    model.again = model.model.layers[0].self_attn.q_proj
+    plain = dict(model.named_modules())
+    dw.attach(model, dw.LoRAConfig(rank=2, targets="q_proj"))
+    seen: dict[int, list[str]] = {}
+    assert list(base_modules(model, seen=seen)) == list(plain.items())
+    assert seen[id(model.again)] == ["model.layers.0.self_attn.q_proj", "again"]
+    inner = list(base_modules(model.model.layers[0], "x"))
+    assert [path for path, _ in inner][:3] == ["x", "x.self_attn", "x.self_attn.q_proj"]
+
+
+def test_a_plan_asks_once_what_a_module_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[nn.Module] = []
+
+    def matches(module: nn.Module) -> bool:
+        asked.append(module)
+        return isinstance(module, nn.Linear)
+
+    monkeypatch.setitem(KINDS, "Linear", dataclasses.replace(KINDS["Linear"], matches=matches))
+    model = builders.llama()
+    assert len(dw.plan(model, dw.LoRAConfig(rank=2, targets=["all-linear", "q_proj"], ties="share")).sites) == 14
+    assert asked == list(model.modules())

@@ -25,7 +25,7 @@ from deltaw.reports import count, plural
 from deltaw.routing import Names
 from deltaw.sites import Plan, Site
 from deltaw.targets import plan
-from deltaw.tree import require_model
+from deltaw.tree import base_modules, require_model
 
 __all__ = [
     "AttachReport", "DetachReport", "activate", "active", "attach", "attach_plan", "attached", "detach", "disabled",
@@ -116,8 +116,9 @@ def refuse_before(model: nn.Module, made: Plan, name: str, loading: bool = False
     if record is not None:
         record.require_unmerged("attach")
     refuse_name(record, name)
-    refuse_order(root, model)
-    refuse_foreign(root, record)
+    modules = list(base_modules(root))
+    refuse_order(modules, model)
+    refuse_foreign(modules, record)
     refuse_meta(made, loading)
     for path, module in touched(made):
         refuse_shadowed(path, module)
@@ -200,10 +201,12 @@ def _carry_out(
     root = require_model(model)
     record = find_record(root)
     if record is None:
-        record = Record(flags={key: p.requires_grad for key, p in root.named_parameters()})
+        record = Record()
         root.__dict__[RECORD] = record
         record.hook = listen(root)
-        root.requires_grad_(False)
+        for key, parameter in root.named_parameters():
+            record.flags[key] = parameter.requires_grad
+            parameter.requires_grad_(False)
         stand_in(root)
     try:
         place(made, name, record, data or {})
@@ -217,7 +220,8 @@ def _carry_out(
     record.adapters[name] = worn or Worn(_recorded(made.config, made))
     record.adapters[name].linear = linear
     record.mix = ((name, 1.0),)
-    _set_flags(record, name, trainable)
+    if not trainable:
+        _set_flags(record, name, False)
     return AttachReport(name=name, plan=made, parameters=made.parameters)
 
 

@@ -14,6 +14,7 @@ from deltaw.functional import drop
 from deltaw.initialize import seed_for
 from deltaw.step import Mask
 from deltaw.tokens import TokenRows
+from deltaw.tree import set_plain
 
 __all__ = ["Dropping", "drop_apart"]
 
@@ -93,9 +94,13 @@ def drop_apart(x: Tensor, anchor: Tensor | None, drawn: list[tuple[Mask, Tensor]
 class Dropping(nn.Module):
     """Dropout on the term's input, shared by whole and sliced sites."""
 
+    dropout: float
+    drop_seed: int
     draws: int
     open: set[int]
     loose: list[int]
+    bias: nn.Parameter | None
+    tokens: TokenRows | None
 
     def start(self, config: LoRAConfig, droppable: bool, seed: int, path: str) -> None:
         """Set the dropout's state, and that nothing stands beside the update yet.
@@ -106,11 +111,16 @@ class Dropping(nn.Module):
             seed: seed of the run.
             path: path of the site.
         """
-        self.dropout = config.dropout if droppable else 0.0
-        self.drop_seed = seed_for(seed, path, "dropout")
-        self.draws, self.open, self.loose = 0, set(), []
-        self.bias: nn.Parameter | None = None
-        self.tokens: TokenRows | None = None
+        set_plain(
+            self,
+            dropout=config.dropout if droppable else 0.0,
+            drop_seed=seed_for(seed, path, "dropout"),
+            draws=0,
+            open=set(),
+            loose=[],
+            bias=None,
+            tokens=None,
+        )
 
     def dropped(self, x: Tensor) -> Tensor:
         """The term's input under dropout while training, ``x`` itself otherwise.

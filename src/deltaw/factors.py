@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -13,6 +12,7 @@ from deltaw.config import LoRAConfig
 from deltaw.dropout import Dropping
 from deltaw.initialize import Request, seed_for
 from deltaw.sites import Part, Site, request_for
+from deltaw.tree import set_plain
 from deltaw.variants import Tensors
 from deltaw.variants.base import joined
 
@@ -102,33 +102,42 @@ class Factors(nn.Module):
         shared: tensors that all sites read, or None.
     """
 
+    part: Part
+    request: Request
+    shared: list[Shared]
+    plain: bool
     lora_A: Tensor
     lora_B: Tensor
     rows: Tensor | None
 
     def __init__(self, part: Part, request: Request, device: torch.device, shared: Shared | None = None) -> None:
         super().__init__()
-        # the base's weight is asked for once, here; a copied or pickled adapter must not carry it along
-        self.part, self.request = part, replace(request, weight=None, data=None)
-        # a list hides the shared tensors from the module tree, where they already have a name
-        self.shared = [] if shared is None else [shared]
+        set_plain(
+            self,
+            part=part,
+            # the base's weight is asked for once, here; a copied or pickled adapter must not carry it along
+            request=request.bare(),
+            # a list hides the shared tensors from the module tree, where they already have a name
+            shared=[] if shared is None else [shared],
+            plain=part.update.plain and not part.subtract and not part.rows,
+        )
         for name, shape in part.update.shapes(request).items():
             tensor = torch.empty(shape, device=device)
+            # the names are the variants' own: nothing that registering them one by one would refuse
             if name in part.update.frozen:
-                self.register_buffer(name, tensor)
+                self._buffers[name] = tensor
             else:
-                self.register_parameter(name, nn.Parameter(tensor))
-        self.plain = part.update.plain and not part.subtract and not part.rows
-        rows = torch.empty(part.out_features, dtype=torch.long, device=device) if part.rows else None
-        self.register_buffer("rows", rows, persistent=False)
+                self._parameters[name] = nn.Parameter(tensor)
+        self._buffers["rows"] = torch.empty(part.out_features, dtype=torch.long, device=device) if part.rows else None
+        self._non_persistent_buffers_set.add("rows")
         self._draw(request)
 
-    def _first(self) -> Tensor:
-        first: Tensor = next(iter(self.tensors().values()))
-        return first
+    def _is_meta(self) -> bool:
+        own = (*self._parameters.values(), *self._buffers.values())
+        return next(tensor for tensor in own if tensor is not None).is_meta
 
     def _draw(self, request: Request) -> None:
-        if self._first().is_meta:
+        if self._is_meta():
             return
         values = self.part.update.init(request, request.init)
         with torch.no_grad():
@@ -154,9 +163,9 @@ class Factors(nn.Module):
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Factors:
         """Leaving the meta device yields memory without content: fill it as ``attach`` would have."""
-        meta = self._first().is_meta
+        meta = self._is_meta()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if meta and not self._first().is_meta:
+        if meta and not self._is_meta():
             self._draw(self.request)
         return self
 

@@ -60,6 +60,14 @@ class Request:
     weight: Callable[[], Tensor] | None = None
     data: Tensor | None = None
 
+    def bare(self) -> Request:
+        """The same without the weight and the data.
+
+        Returns:
+            A request that holds sizes and settings only.
+        """
+        return Request(**{**vars(self), "weight": None, "data": None})
+
     def generator(self) -> torch.Generator:
         """A fresh CPU generator of this request's seed.
 

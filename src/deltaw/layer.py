@@ -28,7 +28,7 @@ from deltaw.record import Record
 from deltaw.sites import BaseView
 from deltaw.step import Frozen, can_fuse, lora_step
 from deltaw.tokens import TokenRows, look_up, read_out
-from deltaw.tree import CONTAINER
+from deltaw.tree import CONTAINER, set_plain
 from deltaw.weight import LoRAWeight, Term
 from deltaw.worn import Adapters, FullCopy, Reader
 
@@ -335,12 +335,18 @@ def put_on(path: str, module: nn.Module, record: Record, raw: bool = False) -> A
     """
     if is_lora(module):
         return container_of(module)
-    container = Adapters(record, path, raw).train(module.training)
-    module.add_module(CONTAINER, container)
-    module.__class__ = lora_class(type(module), kind_of(module) or reader_of(module), raw)
-    _rehook(module)
+    container = Adapters(record, path, raw)
+    set_plain(container, training=module.training)
+    _wear(module, container)
     record.modules[path] = module
     return container
+
+
+def _wear(module: nn.Module, container: Adapters) -> None:
+    """Hang a container under a module, and change the module's class."""
+    module._modules[CONTAINER] = container
+    module.__class__ = lora_class(type(module), kind_of(module) or reader_of(module), container.raw)
+    _rehook(module)
 
 
 def take_off(path: str, module: nn.Module) -> Adapters:
@@ -378,9 +384,7 @@ def put_back(module: nn.Module, container: Adapters) -> None:
         module: the plain module.
         container: what ``take_off`` returned; it follows the module to its device and mode.
     """
-    module.add_module(CONTAINER, container.to(device_of(module)).train(module.training))
-    module.__class__ = lora_class(type(module), kind_of(module) or reader_of(module), container.raw)
-    _rehook(module)
+    _wear(module, container.to(device_of(module)).train(module.training))
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -392,7 +396,8 @@ def device_of(module: nn.Module) -> torch.device:
     Returns:
         The device of its weight; an offloaded weight's execution device.
     """
-    weight = next(iter(module.parameters(recurse=True)), None)
+    weight = next((p for p in module._parameters.values() if p is not None), None)
+    weight = next(module.parameters(), None) if weight is None else weight
     device = torch.device("cpu") if weight is None else weight.device
     hook = module.__dict__.get("_hf_hook")
     execution = getattr(hook, "execution_device", None)

@@ -44,7 +44,8 @@ def place(made: Plan, name: str, record: Record, data: Mapping[str, Tensor]) -> 
     for site in made.sites:
         container = put_on(site.path, site.module, record, site.raw)
         entry = site_lora(site, made.config, device_of(site.module), shared, data.get(site.path))
-        container.add_module(name, entry.train(site.module.training))
+        # a new module is in training mode, and its name was checked
+        container._modules[name] = entry if site.module.training else entry.eval()
         if shared is not None and site is made.sites[0]:
             entry.add_module("shared_tensors", shared)
         for path, module, kind in site.twins:

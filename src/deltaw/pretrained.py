@@ -248,7 +248,7 @@ def stand_in(root: nn.Module) -> None:
         return
     root.__dict__[_SAVE] = here = StandIn(root)
     for _, part in base_modules(root):
-        if part is not root and callable(getattr(part, _SAVE, None)):
+        if part is not root and callable(getattr(type(part), _SAVE, None)):
             part.__dict__[_SAVE] = _refuse_part
     if getattr(root, "is_quantized", False) and not getattr(root, _QUANTIZED_FLAG, False):
         root.__dict__[_QUANTIZED_FLAG] = here.flagged = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -64,25 +64,28 @@ def is_sharded(model: nn.Module) -> bool:
     Returns:
         True if it was.
     """
+    return _has_sharded(base_modules(model))
+
+
+def _has_sharded(modules: Iterable[tuple[str, nn.Module]]) -> bool:
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is not None and any(isinstance(m, fsdp.FSDPModule) for _, m in base_modules(model))
+    return fsdp is not None and any(isinstance(module, fsdp.FSDPModule) for _, module in modules)
 
 
-def refuse_order(model: nn.Module, given: nn.Module) -> None:
+def refuse_order(modules: Sequence[tuple[str, nn.Module]], given: nn.Module) -> None:
     """Refuse models that are already sharded, compiled or wrapped: what is attached then would go unseen.
 
     Args:
-        model: the model, unwrapped.
+        modules: (path, module) of the whole model, unwrapped; the model itself first.
         given: what the user passed.
 
     Raises:
         StateError: if the order is wrong.
     """
-    sharded = is_sharded(model)
+    model = modules[0][1]
+    sharded = _has_sharded(modules)
     compiled = given is not model and "_orig_mod" in given._modules
-    compiled = compiled or any(
-        m._compiled_call_impl is not None or "_orig_mod" in m._modules for _, m in base_modules(model)
-    )
+    compiled = compiled or any(m._compiled_call_impl is not None or "_orig_mod" in m._modules for _, m in modules)
     wrapped = next((name for name in _PARALLEL if given is not model and _has_wrapper(given, name)), None)
     if sharded or compiled or wrapped:
         done = "sharded" if sharded else "compiled" if compiled else "wrapped for data parallelism"
@@ -112,17 +115,17 @@ def _has_wrapper(given: nn.Module, name: str) -> bool:
     return False
 
 
-def refuse_foreign(model: nn.Module, record: Record | None) -> None:
+def refuse_foreign(modules: Iterable[tuple[str, nn.Module]], record: Record | None) -> None:
     """Refuse a model of which another model's adapters are a part: its layers would not listen to this one's verbs.
 
     Args:
-        model: the model, unwrapped.
+        modules: (path, module) of the whole model, unwrapped.
         record: its record, if any.
 
     Raises:
         StateError: if a layer listens to another record.
     """
-    for path, module in base_modules(model):
+    for path, module in modules:
         if is_lora(module) and container_of(module).record is not record:
             raise StateError(
                 "this model is part of another model that wears adapters, or has such a part",

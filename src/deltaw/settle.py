@@ -15,9 +15,8 @@ from deltaw.layers import Kind, kind_of
 from deltaw.layers.readers import readers_above
 from deltaw.reports import plural
 from deltaw.sites import Part, Plan, Rows, Site
-from deltaw.ties import User, storage_key, users_of_weights
-from deltaw.tree import parent_of
-from deltaw.variants import variant_of
+from deltaw.ties import User, storage_key
+from deltaw.variants import Combined, variant_of
 from deltaw.view import View
 
 __all__ = ["Choice", "Chosen", "finish"]
@@ -65,7 +64,7 @@ class Chosen:
 
 def _refuse_readers(tree: View, path: str) -> None:
     """Refuse modules whose parent reads their weight directly and cannot be told not to."""
-    parent = parent_of(tree.model, path)
+    parent = tree.parent(path)
     leaf = path.rpartition(".")[2]
     reader = type(parent).__name__
     if isinstance(parent, nn.MultiheadAttention) and kind_of(parent) is None:
@@ -83,22 +82,24 @@ def _refuse_readers(tree: View, path: str) -> None:
     )
 
 
-def _refuse_own(path: str, module: nn.Module) -> None:
+def _refuse_own(tree: View, path: str) -> None:
     """Refuse layers that bring a low-rank update of their own, such as those of ``deltaw.loralib``."""
-    why = getattr(module, "deltaw_refusal", None)
-    if why is not None:
+    if path in tree.refusals:
+        cls = type(tree.modules[path])
         raise TargetError(
             "this layer cannot wear an adapter",
             where=f"module '{path}'",
-            got=f"{type(module).__module__}.{type(module).__name__}: {why}",
+            got=f"{cls.__module__}.{cls.__name__}: {tree.refusals[path]}",
             expected="a layer without factors of its own",
             hint=f"deltaw.loralib.detach(model) gives the plain layers back first; or exclude={[path]!r}.",
         )
 
 
-def _refuse_update(path: str, module: nn.Module, kind: Kind, config: LoRAConfig, parts: tuple[Part, ...]) -> None:
+def _refuse_update(
+    path: str, module: nn.Module, kind: Kind, config: LoRAConfig, update: Combined, parts: tuple[Part, ...]
+) -> None:
     """Refuse a variant or an initialization that does not apply to this kind of module, by name."""
-    other = variant_of(config.variant).applies_to(kind.name)
+    other = update.applies_to(kind.name)
     chosen = INITIALIZATIONS[config.init]
     got, expected = None, "the whole module"
     if other is not None:
@@ -107,7 +108,7 @@ def _refuse_update(path: str, module: nn.Module, kind: Kind, config: LoRAConfig,
     elif not chosen.anywhere and not kind.spectral:
         got, hint = f"init={config.init!r} on {kind.name}", "exclude this module, or use init='kaiming'."
         expected = " or ".join(repr(name) for name, init in INITIALIZATIONS.items() if init.anywhere)
-    elif not variant_of(config.variant).scaled and parts[0].name:
+    elif not update.scaled and parts[0].name:
         got, hint = f"variant {config.variant[0]!r} on slices", "name the whole module."
     if got is not None:
         raise TargetError(
@@ -118,7 +119,7 @@ def _refuse_update(path: str, module: nn.Module, kind: Kind, config: LoRAConfig,
             hint=hint,
         )
     weight = kind.weight(module)
-    reads = variant_of(config.variant).reads or chosen.needs in ("weight", "gradient")
+    reads = update.reads or chosen.needs in ("weight", "gradient")
     if reads and not (isinstance(weight, torch.Tensor) and weight.is_floating_point()):
         raise TargetError(
             "this weight cannot be read, and the variant or initialization starts from it",
@@ -210,14 +211,14 @@ def finish(tree: View, config: LoRAConfig, chosen: Chosen) -> Plan:
         TargetError: if an adapter would be bypassed, or does not apply to a module.
         TieError: if a weight has several users and the policy refuses it.
     """
-    users = users_of_weights(tree.modules.items())
+    update = variant_of(config.variant)
     sites: list[Site] = []
     taken: set[int] = set()
     for path, choice in chosen.sites.items():
         module = tree.modules[path]
         if id(module) in taken or not choice.parts:
             continue
-        site = _site(tree, config, chosen.sites, users, path)
+        site = _site(tree, config, update, chosen.sites, path)
         taken |= {id(twin) for _, twin, _ in site.twins}
         sites.append(site)
     for path in (*chosen.copies, *(path for path, _ in chosen.biases)):
@@ -241,11 +242,10 @@ def finish(tree: View, config: LoRAConfig, chosen: Chosen) -> Plan:
             hint=f"exclude={[both]!r} takes the low-rank update off this module.",
         )
     for path in chosen.copies:
-        _refuse_copy(path, tree.modules[path], users, config.ties)
+        _refuse_copy(path, tree.modules[path], tree.users, config.ties)
     policy = chosen.rows_ties or config.ties
-    tokens = tuple(_rows(tree, policy, users, path, index) for path, index in chosen.tokens.items())
+    tokens = tuple(_rows(tree, policy, path, index) for path, index in chosen.tokens.items())
     touched = [site.path for site in sites] + chosen.copies + [path for path, _ in chosen.biases]
-    readers = dict.fromkeys(above for path in touched for above in readers_above(tree.model, path))
     return Plan(
         config=config,
         sites=tuple(sites),
@@ -255,27 +255,20 @@ def finish(tree: View, config: LoRAConfig, chosen: Chosen) -> Plan:
         total=tree.total(),
         notes=tuple(chosen.notes + _remarks(sites, config) + _frozen(tree)),
         tokens=tokens,
-        readers=tuple((path, tree.model.get_submodule(path)) for path in readers),
+        readers=tuple(readers_above(tree.modules, touched).items()),
     )
 
 
-def _site(
-    tree: View,
-    config: LoRAConfig,
-    chosen: Mapping[str, Choice],
-    users: Mapping[tuple[int, ...], list[User]],
-    path: str,
-) -> Site:
+def _site(tree: View, config: LoRAConfig, update: Combined, chosen: Mapping[str, Choice], path: str) -> Site:
     """One site, its hazards refused and its ties settled."""
-    module, choice = tree.modules[path], chosen[path]
-    kind = kind_of(module)
+    module, kind, choice = tree.modules[path], tree.kinds[path], chosen[path]
     assert kind is not None
     _refuse_readers(tree, path)
-    _refuse_own(path, module)
-    _refuse_update(path, module, kind, config, choice.parts)
+    _refuse_own(tree, path)
+    _refuse_update(path, module, kind, config, update, choice.parts)
     if choice.raw:
         _refuse_raw(path, module, kind, choice.parts)
-    twins = _twins(path, module, _others(module, kind.weight(module), users), config.ties)
+    twins = _twins(path, module, _others(module, kind.weight(module), tree.users), config.ties)
     _refuse_two_minds(choice, path, [twin for twin, _, _ in twins], chosen)
     if twins and (len(choice.parts) > 1 or choice.parts[0].rows):
         twins = _twins(path, module, [User(p, m) for p, m, _ in twins], "refuse")
@@ -338,13 +331,7 @@ def _refuse_flip(
         )
 
 
-def _rows(
-    tree: View,
-    policy: str,
-    users: Mapping[tuple[int, ...], list[User]],
-    path: str,
-    index: tuple[int, ...],
-) -> Rows:
+def _rows(tree: View, policy: str, path: str, index: tuple[int, ...]) -> Rows:
     """Trained rows of one token table, and who else reads it."""
     module = tree.modules[path]
     if not isinstance(module, nn.Embedding) or not module.weight.is_floating_point() or module.max_norm is not None:
@@ -366,7 +353,7 @@ def _rows(
             hint="resize the model's embeddings before attach, as for new tokens.",
         )
     # rows of one table are one thing to every reader of a file, so they are never trained apart
-    others = _others(module, module.weight, users)
+    others = _others(module, module.weight, tree.users)
     if others and policy != "share":
         raise TieError(
             "rows of a shared table are trained for all its users or not at all",
@@ -390,7 +377,7 @@ def _rows(
 
 def _frozen(tree: View) -> list[str]:
     """A word on low-rank layers that are a part of the base: attach freezes all of it."""
-    own = [path for path, module in tree.modules.items() if getattr(module, "deltaw_refusal", None) is not None]
+    own = list(tree.refusals)
     if not own:
         return []
     return [

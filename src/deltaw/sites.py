@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -90,7 +92,7 @@ class Site:
         """Scaling of the first part."""
         return self.parts[0].scaling
 
-    @property
+    @functools.cached_property
     def parameters(self) -> int:
         """Number of values in A and B together."""
         return sum(part.update.parameters(request_for(self, part, "kaiming", 0)) for part in self.parts)
@@ -175,7 +177,7 @@ def request_for(site: Site, part: Part, init: str, seed: int, data: Tensor | Non
         data = data.index_select(0, rows().to(data.device))  # type: ignore[union-attr]
 
     return Request(
-        in_features=torch.Size(stored[0][1:]).numel(),
+        in_features=math.prod(stored[0][1:]),
         out_features=part.out_features,
         rank=part.rank,
         seed=seed,
@@ -243,11 +245,14 @@ class Plan:
     @property
     def parameters(self) -> int:
         """Number of values the adapter would hold: factors, biases and full copies."""
-        factors = sum(site.parameters for site in self.sites)
+        return sum(site.parameters for site in self.sites) + self._beside()
+
+    def _beside(self) -> int:
+        """Number of values beside the factors."""
         copies = sum(p.numel() for _, module in self.copies for p in module.parameters())
         biases = [module._parameters["bias"] for _, module in self.biases]
         rows = sum(len(rows.index) * rows.width for rows in self.tokens)
-        return factors + copies + rows + sum(bias.numel() for bias in biases if bias is not None)
+        return copies + rows + sum(bias.numel() for bias in biases if bias is not None)
 
     def __str__(self) -> str:
         """A table of the sites, grouped by the last part of their paths."""
@@ -274,6 +279,7 @@ class Plan:
         lines += [f"trained in full: {', '.join(path for path, _ in self.copies)}"] if self.copies else []
         lines += [f"trained rows of '{rows.path}': {len(rows.index)}" for rows in self.tokens]
         lines += [f"trained biases: {len(self.biases)}"] if self.biases else []
-        share = 100 * self.parameters / max(self.total, 1)
-        lines.append(f"adapter: {count(self.parameters)} parameters, {share:.3g}% of the base's {count(self.total)}")
+        parameters = sum(int(row[-1]) for row in rows) + self._beside()
+        share = 100 * parameters / max(self.total, 1)
+        lines.append(f"adapter: {count(parameters)} parameters, {share:.3g}% of the base's {count(self.total)}")
         return "\n".join(lines + [f"note: {note}" for note in self.notes])

@@ -14,15 +14,14 @@ from deltaw.config import LoRAConfig, Pattern
 from deltaw.errors import ConfigError, ModelError, TargetError, nearest
 from deltaw.functional import scaling_of
 from deltaw.initialize import INITIALIZATIONS
-from deltaw.layers import Kind, kind_of
+from deltaw.layers import Kind
 from deltaw.layers.bias import channel_dim
 from deltaw.layers.slices import rows_of
 from deltaw.patterns import Matcher, block_indices, describe, suffixes
 from deltaw.settle import Choice, Chosen, finish
 from deltaw.sites import Part, Plan
-from deltaw.ties import storage_key
 from deltaw.tree import called_parts, require_model
-from deltaw.variants import variant_of
+from deltaw.variants import Combined, variant_of
 from deltaw.view import View
 
 __all__ = ["plan"]
@@ -63,15 +62,14 @@ def _heads(tree: View) -> set[int]:
     if backbone is not None:
         inside = {id(m) for m in backbone.modules()}
         heads |= {id(m) for m in tree.modules.values() if id(m) not in inside}
-    weights = [(m, weight) for m in tree.modules.values() if (weight := m._parameters.get("weight")) is not None]
-    tables = {storage_key(weight) for m, weight in weights if isinstance(m, nn.Embedding)}
-    return heads | {id(m) for m, weight in weights if isinstance(m, nn.Linear) and storage_key(weight) in tables}
+    tied = [users for users in tree.users.values() if any(isinstance(user.module, nn.Embedding) for user in users)]
+    return heads | {id(user.module) for users in tied for user in users if isinstance(user.module, nn.Linear)}
 
 
 def _all_linear(tree: View) -> list[str]:
     heads = _heads(tree)
-    kinds = {path: kind_of(module) for path, module in tree.modules.items() if id(module) not in heads}
-    return [path for path, kind in kinds.items() if kind is not None and kind.name in ("Linear", "Conv1D")]
+    linears = [path for path, kind in tree.kinds.items() if kind is not None and kind.name in ("Linear", "Conv1D")]
+    return [path for path in linears if id(tree.modules[path]) not in heads]
 
 
 def _choose(tree: View, config: LoRAConfig, matched: dict[str, int]) -> dict[str, Choice]:
@@ -84,7 +82,7 @@ def _choose(tree: View, config: LoRAConfig, matched: dict[str, int]) -> dict[str
         if raw:
             matcher = Matcher(pattern.removesuffix(_WEIGHT))  # type: ignore[union-attr]
             found = tree.find(matcher.pattern)
-        usable = [path for path in found if kind_of(tree.modules[path]) is not None]
+        usable, slices = [path for path in found if tree.kinds[path] is not None], matcher.slices
         if not found or (not usable and not matcher.exact):
             raise _no_match(tree, pattern, "target")
         if matcher.exact and len(usable) < len(found):
@@ -99,10 +97,10 @@ def _choose(tree: View, config: LoRAConfig, matched: dict[str, int]) -> dict[str
                 + ".",
             )
         matched[name] = len(usable)
-        for path in [path for found_path in usable for path in _whole(tree, found_path, matcher.slices)]:
-            choice = chosen.setdefault(path, Choice(name, matcher.slices, raw=raw))
+        for path in [path for found_path in usable for path in _whole(tree, found_path, slices)]:
+            choice = chosen.setdefault(path, Choice(name, slices, raw=raw))
             choice.raw = choice.raw or raw
-            if bool(choice.slices) != bool(matcher.slices):
+            if bool(choice.slices) != bool(slices):
                 raise ConfigError(
                     "a module is targeted both whole and in slices",
                     where=f"module '{path}'",
@@ -110,13 +108,13 @@ def _choose(tree: View, config: LoRAConfig, matched: dict[str, int]) -> dict[str
                     expected="one or the other",
                     hint="drop one of the two targets.",
                 )
-            choice.slices = tuple(dict.fromkeys((*choice.slices, *matcher.slices)))
+            choice.slices = tuple(dict.fromkeys((*choice.slices, *slices)))
     return chosen
 
 
 def _whole(tree: View, path: str, slices: tuple[str, ...]) -> list[str]:
     """A module, and the children that a target of the whole of it means too."""
-    kind = kind_of(tree.modules[path])
+    kind = tree.kinds[path]
     children = () if kind is None or slices else kind.parts
     return [path, *(f"{path}.{child}" if path else child for child in children)]
 
@@ -162,10 +160,11 @@ def _pattern_value(
     return None
 
 
-def _parts(tree: View, config: LoRAConfig, path: str, choice: Choice, used: set[str]) -> tuple[Part, ...]:
+def _parts(
+    tree: View, config: LoRAConfig, update: Combined, path: str, choice: Choice, used: set[str]
+) -> tuple[Part, ...]:
     """Ranks, alphas and rows of one chosen module."""
-    module = tree.modules[path]
-    kind = kind_of(module)
+    module, kind = tree.modules[path], tree.kinds[path]
     assert kind is not None
     if choice.slices and not kind.sliceable:
         raise TargetError(
@@ -175,7 +174,7 @@ def _parts(tree: View, config: LoRAConfig, path: str, choice: Choice, used: set[
             expected="a fused linear projection",
             hint="drop the [...] of the target.",
         )
-    width, update, subtract = kind.sizes(module)[1], variant_of(config.variant), INITIALIZATIONS[config.init].subtract
+    width, subtract = kind.sizes(module)[1], INITIALIZATIONS[config.init].subtract
     paths, parts = tree.paths[id(module)], []
     for name in choice.slices or ("",):
         rank = _pattern_value(config.rank_pattern, paths, module, name, used)
@@ -334,8 +333,9 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     biases = _full_and_biases(tree, config, sites, copies)
     tokens = _tokens(tree, config)
     used: set[str] = set()
+    update = variant_of(config.variant)
     for path, choice in sites.items():
-        choice.parts = _parts(tree, config, path, choice, used)
+        choice.parts = _parts(tree, config, update, path, choice, used)
     for key in (*config.rank_pattern, *config.alpha_pattern):
         if key not in used:
             raise _unused_key(key, sites)

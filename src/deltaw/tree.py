@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from deltaw.errors import ModelError
 
 __all__ = [
-    "BASELINE", "CONTAINER", "base_modules", "base_state", "called_parts", "is_worn", "parent_of", "require_model",
-    "unwrap",
+    "BASELINE", "CONTAINER", "base_modules", "base_state", "called_parts", "is_worn", "parent_of",
+    "require_model", "set_plain", "unwrap",
 ]  # fmt: skip
 
 CONTAINER = "lora"
@@ -79,14 +79,22 @@ def base_modules(
         (path, module), parents first.
     """
     seen = {} if seen is None else seen
-    paths = seen.setdefault(id(model), [])
-    paths.append(prefix)
-    if len(paths) > 1:
-        return
-    yield prefix, model
-    for name, child in model._modules.items():
-        if child is not None and not getattr(child, "_deltaw_container", False):
-            yield from base_modules(child, f"{prefix}.{name}" if prefix else name, seen)
+    # a stack and no recursion: every verb walks the whole model, and nested generators pass each module up every level
+    waiting = [(prefix, model)]
+    while waiting:
+        path, module = waiting.pop()
+        paths = seen.setdefault(id(module), [])
+        paths.append(path)
+        if len(paths) > 1:
+            continue
+        yield path, module
+        if module._modules:
+            lead = f"{path}." if path else ""
+            waiting += [
+                (lead + name, child)
+                for name, child in reversed(module._modules.items())
+                if child is not None and not getattr(type(child), "_deltaw_container", False)
+            ]
 
 
 def is_worn(name: str) -> bool:
@@ -140,6 +148,22 @@ def called_parts(path: str, module: nn.Module) -> list[str]:
         return [path]
     children = [(f"{path}.{name}", child) for name, child in module.named_children()]
     return [part for inner, child in children if child.state_dict() for part in called_parts(inner, child)]
+
+
+def set_plain(module: nn.Module, **attributes: object) -> None:
+    """Set attributes that are no tensor and no module, as a module's own ``__init__`` does for many sites.
+
+    ``nn.Module.__setattr__`` asks each value first whether it is one; here that would be most of the time of an attach.
+
+    Args:
+        module: a new module.
+        **attributes: name -> value.
+
+    Example:
+        >>> layer = nn.Identity(); set_plain(layer, rank=2); layer.rank
+        2
+    """
+    module.__dict__.update(attributes)
 
 
 def parent_of(model: nn.Module, path: str) -> nn.Module | None:

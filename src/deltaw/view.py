@@ -1,4 +1,4 @@
-"""The model as patterns see it: its own modules, each once, under all of their names."""
+"""The model as one plan sees it: a single walk over its own modules, and what each of them is."""
 
 from __future__ import annotations
 
@@ -7,29 +7,47 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from deltaw.config import Pattern
-from deltaw.layers import kind_of
+from deltaw.layers import Kind, kind_of
 from deltaw.patterns import Matcher
+from deltaw.ties import User, users_of_weights
 from deltaw.tree import base_modules
 
 __all__ = ["View"]
 
+_REFUSAL = "deltaw_refusal"
+"""Property of a layer's class: why it cannot wear an adapter, or None."""
+
 
 @dataclass
 class View:
-    """A model's modules.
+    """A model's modules at one moment; it is made for one plan and not kept.
 
     Args:
         model: the model, unwrapped.
         modules: path -> module, under its first name.
         paths: id of a module -> all of its paths.
+        kinds: path -> kind of the module, None where it cannot be adapted.
+        users: storage of a weight -> the modules that hold it.
+        refusals: path -> why a layer wears no adapter, for those that bring a low-rank update of their own.
     """
 
     model: nn.Module
-    modules: dict[str, nn.Module] = field(default_factory=dict)
-    paths: dict[int, list[str]] = field(default_factory=dict)
+    modules: dict[str, nn.Module] = field(init=False)
+    paths: dict[int, list[str]] = field(init=False, default_factory=dict)
+    kinds: dict[str, Kind | None] = field(init=False)
+    users: dict[tuple[int, ...], list[User]] = field(init=False)
+    refusals: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
         self.modules = dict(base_modules(self.model, seen=self.paths))
+        self.kinds = {path: kind_of(module) for path, module in self.modules.items()}
+        self.users = users_of_weights(self.modules.items())
+        own = [(path, module) for path, module in self.modules.items() if hasattr(type(module), _REFUSAL)]
+        self.refusals = {path: why for path, module in own if (why := getattr(module, _REFUSAL)) is not None}
+
+    def parent(self, path: str) -> nn.Module | None:
+        """The module that holds another; None for the model itself."""
+        return self.modules[path.rpartition(".")[0]] if path else None
 
     def find(self, pattern: Pattern) -> list[str]:
         """First paths of the modules that a pattern matches, under any of their names."""
@@ -45,4 +63,4 @@ class View:
 
     def adaptable(self) -> list[str]:
         """Paths of everything that has a kind."""
-        return [path for path, module in self.modules.items() if kind_of(module) is not None]
+        return [path for path, kind in self.kinds.items() if kind is not None]

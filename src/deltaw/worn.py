@@ -23,7 +23,7 @@ from deltaw.record import RECORD, Record
 from deltaw.routing import Seats
 from deltaw.sites import Part
 from deltaw.tokens import TokenRows
-from deltaw.tree import CONTAINER
+from deltaw.tree import CONTAINER, set_plain
 
 if TYPE_CHECKING:
     from deltaw.bank import Stack
@@ -144,13 +144,15 @@ class Adapters(nn.Module):
 
     _deltaw_container = True
 
+    record: Record
+    path: str
+    raw: bool
+    loaded: tuple[str, bool]
+    stack: Stack | None
+
     def __init__(self, record: Record, path: str, raw: bool = False) -> None:
         super().__init__()
-        self.record = record
-        self.path = path
-        self.raw = raw
-        self.loaded: tuple[str, bool] = ("", False)
-        self.stack: Stack | None = None
+        set_plain(self, record=record, path=path, raw=raw, loaded=("", False), stack=None)
         self.register_load_state_dict_post_hook(_forgive)  # type: ignore[no-untyped-call]
         self.register_state_dict_post_hook(_dense)  # type: ignore[no-untyped-call]
 

@@ -7,7 +7,7 @@ would run on nested tensors, which only the fused path can, says likewise that i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,22 +70,30 @@ def reader_of(module: nn.Module) -> Reader | None:
     Returns:
         The reader, or None.
     """
-    return next((reader for reader in READERS.values() if reader.matches(module)), None)
+    for reader in READERS.values():
+        if reader.matches(module):
+            return reader
+    return None
 
 
-def readers_above(model: nn.Module, path: str) -> Iterator[str]:
+def readers_above(modules: Mapping[str, nn.Module], paths: Iterable[str]) -> dict[str, nn.Module]:
     """Modules that read an adapted module's weight, or that would take a path around it.
 
     Args:
-        model: the model.
-        path: path of the adapted module.
+        modules: path -> module, all of the model's.
+        paths: paths of the adapted modules.
 
-    Yields:
-        Paths, innermost first.
+    Returns:
+        path -> module, for each adapted one innermost first.
     """
-    names = path.split(".")
-    for depth in range(len(names) - 1, -1, -1):
-        above = ".".join(names[:depth])
-        module = model.get_submodule(above)
-        if reader_of(module) is not None or (isinstance(module, nn.MultiheadAttention) and depth == len(names) - 1):
-            yield above
+    attentions = {path for path, module in modules.items() if isinstance(module, nn.MultiheadAttention)}
+    readers = {path for path, module in modules.items() if reader_of(module) is not None}
+    found: dict[str, nn.Module] = {}
+    for path in paths if attentions or readers else ():
+        above = path.rpartition(".")[0]
+        if above in attentions:
+            found[above] = modules[above]
+        names = path.split(".")
+        inner = (".".join(names[:depth]) for depth in range(len(names) - 1, -1, -1))
+        found |= {above: modules[above] for above in inner if above in readers}
+    return found

@@ -28,7 +28,10 @@ def kind_of(module: nn.Module) -> Kind | None:
         >>> kind_of(nn.Linear(2, 2)).name, kind_of(nn.ReLU())
         ('Linear', None)
     """
-    return next((kind for kind in KINDS.values() if kind.matches(module)), None)
+    for kind in KINDS.values():
+        if kind.matches(module):
+            return kind
+    return None
 
 
 def weight_of(module: nn.Module) -> nn.Parameter | None:

@@ -7,6 +7,7 @@ two of them would say the same thing differently, or one excludes another by nam
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -188,7 +189,7 @@ class Combined:
             Their number.
         """
         shapes = self.shapes(request)
-        return sum(int(torch.Size(shape).numel()) for name, shape in shapes.items() if name not in self.frozen)
+        return sum(math.prod(shape) for name, shape in shapes.items() if name not in self.frozen)
 
     def applies_to(self, kind: str) -> Variant | None:
         """The variant that does not apply to a kind of site, if there is one.
