@@ -44,6 +44,22 @@ class Statistics:
     function: tuple[tuple[int, ...], ...]
     chunks: int
 
+    @property
+    def whole(self) -> bool:
+        """Whether every word of both sides is matched, in one chunk."""
+        return self.chunks == 1 and all(self.matched(side) == self.lengths[side] for side in range(2))
+
+    def matched(self, side: int) -> int:
+        """Count the matched words of a side.
+
+        Args:
+            side: 0 for the hypothesis, 1 for the reference.
+
+        Returns:
+            Content and function words of every stage.
+        """
+        return sum(self.content[side]) + sum(self.function[side])
+
 
 def meteor(
     hypotheses: Sequence[str],
@@ -139,11 +155,17 @@ def _statistics(
 def summed(parts: Sequence[Statistics]) -> Statistics:
     """Add the statistics of segments.
 
+    A segment that is matched whole in one chunk adds no chunk, as in the released program: its penalty is 0, and it
+    must not become one by being added.
+
     Args:
         parts: at least one.
 
     Returns:
         Their sums.
+
+    Source:
+        meteor-1.5, MeteorStats.addStats.
     """
     return Statistics(
         lengths=tuple(map(sum, zip(*(part.lengths for part in parts), strict=True))),
@@ -152,7 +174,7 @@ def summed(parts: Sequence[Statistics]) -> Statistics:
         function=tuple(
             tuple(map(sum, zip(*(part.function[side] for part in parts), strict=True))) for side in range(2)
         ),
-        chunks=sum(part.chunks for part in parts),
+        chunks=sum(0 if part.whole else part.chunks for part in parts),
     )
 
 
@@ -174,10 +196,9 @@ def combined(found: Statistics) -> dict[str, float]:
         )
         ratios.append(matched / length if length else 0.0)
     precision, recall = ratios
-    words = [sum(found.content[side]) + sum(found.function[side]) for side in range(2)]
     if not precision or not recall:
         return {"score": 0.0, "precision": precision, "recall": recall, "penalty": 0.0}
-    whole = words == list(found.lengths) and found.chunks == 1
-    penalty = 0.0 if whole else GAMMA * (2 * found.chunks / sum(words)) ** BETA
+    words = found.matched(0) + found.matched(1)
+    penalty = 0.0 if found.whole else GAMMA * (2 * found.chunks / words) ** BETA
     mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
     return {"score": mean * (1 - penalty), "precision": precision, "recall": recall, "penalty": penalty}

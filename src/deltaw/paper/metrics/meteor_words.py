@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from deltaw.errors import DataError
-from deltaw.paper.metrics.tokens import ABBREVIATIONS
 
 __all__ = ["FUNCTION_WORDS", "Paraphrases", "Synonyms", "normalized", "stem"]
 
@@ -30,6 +29,17 @@ _FUNCTION = (
 FUNCTION_WORDS = frozenset(_FUNCTION.split())
 """English function words of METEOR 1.5: tokens with a relative frequency above 1/1000 in news (Denkowski and Lavie
 2011, section 2.2)."""
+
+_PREFIXES = (
+    "Adj Adm Adv Asst Bart Bldg Brig Bros Capt Cmdr Col Comdr Con Corp Cpl DR Dr Drs Ens Gen Gov Hon Hosp Hr "
+    "Insp Lt MM MR MRS MS Maj Messrs Mlle Mme Mr Mrs Ms Msgr Nos Nr Op Ord Pfc Ph Prof Pvt Rep Reps Res Rev Rt "
+    "Sen Sens Sfc Sgt Sr St Supt Surg rev v vs A B C D E F G H I J K L M N O P Q R S T U V W X Y Z"
+)
+PREFIXES = frozenset(_PREFIXES.split())
+"""Words that keep their period, in this case only (nonbreaking prefixes of Moses, as METEOR 1.5 takes them)."""
+
+NUMBERED = frozenset(["Art", "No", "pp"])
+"""Words that keep their period before a number."""
 
 LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0400-\u052f"
 SIGN = re.compile(rf"([^0-9{LETTER}\s.'`,\-\u2018\u2019])")
@@ -51,8 +61,8 @@ def normalized(text: str) -> list[str]:
     """Split and fold a text as METEOR's -norm does for English.
 
     Signs become tokens, commas within numbers stay, words lose their hyphens and abbreviations such as U.S. their
-    dots, contractions are split before the apostrophe; then the case is folded. Abbreviations that keep their period
-    are those of ``tokens.ABBREVIATIONS``, a shorter list than the Moses one of the jar.
+    dots, contractions are split before the apostrophe; then the case is folded. Of other words only ``PREFIXES`` keep
+    their period, in the case they have there, and whatever stands before a word in lower case.
 
     Args:
         text: a segment, tokenized or not.
@@ -87,9 +97,8 @@ def _period(word: str, following: str) -> list[str]:
         return [word]
     if "." in body and re.search(f"[{LETTER}]", body):
         return [word.replace(".", "")]
-    initial = len(body) == 1 and body.isupper()
-    numbered = body.lower() != "no" or following[:1].isdigit()
-    kept = initial or (body.lower() in ABBREVIATIONS and numbered) or following[:1].islower()
+    numbered = body in NUMBERED and re.match("[0-9]", following)
+    kept = body in PREFIXES or numbered or re.match("[a-z]", following)
     return [word] if kept else [body, "."]
 
 
