@@ -53,6 +53,8 @@ APOSTROPHES = (
     (re.compile(rf"([{LETTER}])'([{LETTER}])"), r"\1 '\2"),
     (re.compile(r"([0-9])'(s)"), r"\1 '\2"),
 )
+REGION = re.compile(".*?[aeiouy][^aeiouy]")
+LONGER = re.compile("ation|er|ional")
 HELD = "\ue000"
 """Stands for one dot of an ellipsis while periods are split."""
 
@@ -113,6 +115,9 @@ def _stemmer() -> Any:
 def stem(word: str) -> str:
     """Stem an English word with Snowball's rules, as METEOR does.
 
+    Where a suffix such as -ization becomes -ize, nltk may lose the region R2 and then keep a last e that the rules
+    delete; it is deleted here.
+
     Args:
         word: lower case.
 
@@ -120,11 +125,21 @@ def stem(word: str) -> str:
         Its stem.
 
     Example:
-        >>> stem("serving"), stem("serves")
-        ('serv', 'serv')
+        >>> stem("serving"), stem("serves"), stem("ionization")
+        ('serv', 'serv', 'ioniz')
     """
     stemmed: str = _stemmer().stem(word)
-    return stemmed
+    kept = stemmed.endswith(("ize", "ate")) and LONGER.match(word.removeprefix(stemmed[:-1]))
+    return stemmed[:-1] if kept and len(stemmed) > _second_region(word) else stemmed
+
+
+def _second_region(word: str) -> int:
+    """Find where Snowball's R2 of a word starts: twice past a vowel and what is none after it."""
+    marked = re.sub("^y|(?<=[aeiouy])y", "Y", word)
+    known = re.match("gener|commun|arsen", marked)
+    first = known or REGION.match(marked)
+    second = REGION.match(marked, first.end()) if first else None
+    return second.end() if second else len(word)
 
 
 # WordNet's rules of detachment (morphy): nouns, then verbs, then adjectives.
