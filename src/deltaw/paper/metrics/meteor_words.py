@@ -41,10 +41,11 @@ PREFIXES = frozenset(_PREFIXES.split())
 NUMBERED = frozenset(["Art", "No", "pp"])
 """Words that keep their period before a number."""
 
-LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0400-\u052f"
-SIGN = re.compile(rf"([^0-9{LETTER}\s.'`,\-\u2018\u2019])")
+LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0400-\u0527\u1d00-\u1d7f\ua640-\ua66e\ua67e-\ua697"
+SIGN = re.compile(rf"([^0-9{LETTER}\s.'`,\-\u2018\u2019])", re.ASCII)
+"""A blank outside ASCII is a sign until all is split, and is dropped then."""
 DOTS = re.compile(r"\.{2,}")
-INNER_COMMA = re.compile(r"(?<=\D),|,(?=\D)")
+COMMAS = tuple(re.compile(form, re.ASCII) for form in (r"(\D),(\D)", r"(\d),(\D)", r"(\D),(\d)"))
 DASH = re.compile(rf"([0-9{LETTER}.])-([0-9{LETTER}])")
 APOSTROPHES = (
     (re.compile(rf"([^{LETTER}])'([^{LETTER}])"), r"\1 ' \2"),
@@ -78,18 +79,19 @@ def normalized(text: str) -> list[str]:
     """
     line = SIGN.sub(r" \1 ", f" {text} ")
     line = DOTS.sub(lambda found: f" {HELD * len(found.group())} ", line)
-    line = INNER_COMMA.sub(" , ", line)
+    for pattern in COMMAS:
+        line = pattern.sub(r"\1 , \2", line)
     line = re.sub("[`\u2018\u2019]", "'", line)
     line = re.sub("[\u201c\u201d]|''", ' " ', line)
     line = line.replace("\u2013", "-").replace("--", "-")
     line = DASH.sub(r"\1 \2", line)
     for pattern, form in APOSTROPHES:
         line = pattern.sub(form, line)
-    words = line.split()
+    words = re.findall(r"\S+", line, re.ASCII)
     tokens: list[str] = []
     for i, word in enumerate(words):
         tokens += _period(word, words[i + 1] if i + 1 < len(words) else "")
-    return [token.replace(HELD, ".").lower() for token in tokens]
+    return [token.replace(HELD, ".").lower() for token in tokens if not token.isspace()]
 
 
 def _period(word: str, following: str) -> list[str]:
