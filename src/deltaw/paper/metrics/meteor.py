@@ -94,12 +94,14 @@ def meteor(
     """
     one_of("meteor", "tokenize", tokenize, tuple(TOKENS))
     words = Synonyms.read(synonyms) if synonyms is not None else None
-    phrases = Paraphrases.read(paraphrases) if paraphrases is not None else None
+    texts = [_tokens(text, tokenize) for text in hypotheses]
+    groups = [[_tokens(text, tokenize) for text in group] for group in references]
+    known = {word for group in (texts, *groups) for tokens in group for word in tokens}
+    phrases = Paraphrases.read(paraphrases, known) if paraphrases is not None else None
     best: list[Statistics] = []
     segments: list[float] = []
-    for hypothesis, group in zip(hypotheses, references, strict=True):
-        tokens = _tokens(hypothesis, tokenize)
-        found = [_statistics(tokens, _tokens(text, tokenize), words, phrases) for text in group]
+    for tokens, group in zip(texts, groups, strict=True):
+        found = [_statistics(tokens, text, words, phrases) for text in group]
         scores = [combined(statistics)["score"] for statistics in found]
         first = max(range(len(found)), key=scores.__getitem__)
         best.append(found[first])

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import functools
 import gzip
+import io
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -184,14 +186,14 @@ class Synonyms:
         found: dict[str, frozenset[str]] = {}
         for number, (word, sets) in _records(file, 2):
             if not sets.split() or not all(item.isdigit() for item in sets.split()):
-                raise _broken(file, number, repr(sets[:40]), "the numbers of the synsets of the word above it")
-            found[word] = frozenset(sets.split())
+                raise _broken(file, number, repr(sets.rstrip()[:40]), "the numbers of the synsets of the word above it")
+            found[word.rstrip()] = frozenset(sets.split())
         forms: dict[str, tuple[str, ...]] = {}
         irregular = file.with_name("english.exceptions")
         if file.name == "english.synsets" and irregular.is_file():
             for _, (base, written) in _records(irregular, 2):
                 for form in written.split():
-                    forms[form] = (*forms.get(form, ()), base)
+                    forms[form] = (*forms.get(form, ()), base.rstrip())
         return cls(where=file.name, synsets=found, bases=forms)
 
     def of(self, word: str) -> frozenset[str]:
@@ -219,12 +221,12 @@ class Synonyms:
 
 @dataclass(frozen=True, kw_only=True)
 class Paraphrases:
-    """A table of paraphrases.
+    """A table of paraphrases, or what of it texts can use.
 
     Args:
         where: the file it was read from.
         phrases: phrase -> the phrases that may stand for it.
-        longest: words of the longest phrase.
+        longest: words of the longest phrase; 0 where there is none.
     """
 
     where: str
@@ -232,11 +234,14 @@ class Paraphrases:
     longest: int
 
     @classmethod
-    def read(cls, path: str | Path) -> Paraphrases:
+    def read(cls, path: str | Path, words: Collection[str] | None = None) -> Paraphrases:
         """Read METEOR's table of paraphrases, compressed or not.
+
+        The released table has five million pairs: kept whole it takes gigabytes.
 
         Args:
             path: the file.
+            words: the words of the texts; pairs with other words are not kept. None keeps every pair.
 
         Returns:
             The table.
@@ -245,14 +250,19 @@ class Paraphrases:
             DataError: if the file is absent, empty or not of that form.
         """
         file = Path(path).expanduser()
+        known = None if words is None else frozenset(words)
         found: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
         for number, (chance, phrase, other) in _records(file, 3):
             try:
                 float(chance)
             except ValueError:
-                raise _broken(file, number, repr(chance[:40]), "a probability above two phrases") from None
-            found.setdefault(tuple(phrase.split()), []).append(tuple(other.split()))
-        return cls(where=file.name, phrases=found, longest=max(map(len, found)))
+                raise _broken(file, number, repr(chance.rstrip()[:40]), "a probability above two phrases") from None
+            here = phrase.split()
+            if known is None or known.issuperset(here):
+                there = other.split()
+                if known is None or known.issuperset(there):
+                    found.setdefault(tuple(here), []).append(tuple(there))
+        return cls(where=file.name, phrases=found, longest=max(map(len, found), default=0))
 
     def starting(self, words: Sequence[str], start: int) -> Iterator[tuple[int, tuple[str, ...]]]:
         """Find what may stand for the words from one place on.
@@ -270,10 +280,18 @@ class Paraphrases:
 
 
 def _records(path: Path, size: int) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Read a file of records of ``size`` lines, each with the number of its first line."""
+    """Read a file of records of ``size`` lines with their ends, each with the number of its first line."""
+    lines = 0
     try:
-        raw = path.read_bytes()
-        lines = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8").splitlines()
+        with path.open("rb") as plain:
+            raw = gzip.GzipFile(fileobj=plain) if plain.peek(2)[:2] == b"\x1f\x8b" else plain
+            with io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as file:
+                for record in itertools.zip_longest(*[file] * size):
+                    if record[-1] is None:
+                        lines += size - record.count(None)
+                        raise _broken(path, lines, f"{lines} lines", f"records of {size} lines")
+                    yield lines + 1, record
+                    lines += size
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(
             "a table for METEOR cannot be read",
@@ -282,10 +300,8 @@ def _records(path: Path, size: int) -> Iterator[tuple[int, tuple[str, ...]]]:
             expected="a text file in UTF-8, as it is or compressed with gzip",
             hint="give the path of a table in METEOR's own form, or leave the option out",
         ) from None
-    if not lines or len(lines) % size:
-        raise _broken(path, len(lines), f"{len(lines)} lines", f"records of {size} lines")
-    for i in range(0, len(lines), size):
-        yield i + 1, tuple(lines[i : i + size])
+    if not lines:
+        raise _broken(path, 0, "0 lines", f"records of {size} lines")
 
 
 def _broken(path: Path, line: int, got: str, expected: str) -> DataError:
