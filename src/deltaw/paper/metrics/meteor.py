@@ -14,7 +14,8 @@ from pathlib import Path
 from deltaw.paper.metrics.base import References, Result, one_of, packages
 from deltaw.paper.metrics.meteor_align import align
 from deltaw.paper.metrics.meteor_words import FUNCTION_WORDS, Paraphrases, Synonyms, normalized
-from deltaw.paper.metrics.tokens import ptb_tokens, treebank_tokens
+from deltaw.paper.metrics.ptb import ptb_tokens
+from deltaw.paper.metrics.tokens import treebank_tokens
 
 __all__ = ["meteor"]
 
