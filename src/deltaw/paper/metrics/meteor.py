@@ -2,7 +2,11 @@
 
 The released program is Java and brings tables of WordNet synonyms and of paraphrases. Here the stages exact and stem
 are always on, the other two where a table is given, and the variant says which were: scores of different stages
-cannot be compared.
+cannot be compared. The program's own tables can be given: the synonyms are in its jar (folder ``synonym``, to be
+unzipped), the paraphrases beside it (``paraphrase-en.gz``).
+
+Beside that program, on hypotheses made from references of E2E (630 segments), DART (2,768) and WebNLG (872), every
+score of a segment was the same, with stages exact+stem, exact+stem+synonym and all four, and corpus scores to 1e-15.
 """
 
 from __future__ import annotations
