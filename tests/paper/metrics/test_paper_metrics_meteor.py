@@ -42,8 +42,8 @@ def test_stems_weigh_six_tenths() -> None:
 
 def test_a_corpus_score_is_made_of_sums_and_of_the_best_references() -> None:
     found = score("meteor", ["dog ran", "cat"], [["cow", "dog sat"], ["cat"]])
-    # sums: 2 of 3 content words on each side, 2 chunks of 2 words
-    assert found.value == pytest.approx(formula(2 / 3, 2 / 3, 2, 2))
+    # sums: 2 of 3 content words on each side; "cat" is matched whole and adds no chunk: 1 chunk of 2 words
+    assert found.value == pytest.approx(formula(2 / 3, 2 / 3, 1, 2))
     assert found.segments == pytest.approx((formula(1 / 2, 1 / 2, 1, 1), 1.0))
 
 
@@ -69,6 +69,11 @@ def test_normalization_joins_what_systems_write_differently() -> None:
     assert normalized("It's “cheap” – isn’t it") == ["it", "'s", '"', "cheap", '"', "-", "isn", "'t", "it"]
     assert normalized("No. 5 of J. Smith, the end.") == ["no.", "5", "of", "j.", "smith", ",", "the", "end", "."]
     assert normalized("No. The end") == ["no", ".", "the", "end"]
+    # Jr is none of METEOR's abbreviations, and in lower case none is
+    assert normalized("Adv. Low Jr. of mr. X, Sept. 5") == words("adv. low jr. of mr . x , sept . 5")
+    # the second of two commas is not seen; a blank outside ASCII is in the way of what follows it
+    assert normalized("one,,two") == ["one", ",", ",two"]
+    assert normalized("a. b") == ["a.", "b"] and normalized("a.\u00a0b") == ["a", ".", "b"]
 
 
 def table(place: Path) -> Path:
@@ -97,6 +102,8 @@ def test_paraphrases_come_from_a_table(tmp_path: Path, packed: bool) -> None:
     file = tmp_path / "paraphrase-en.gz"
     file.write_bytes(gzip.compress(text) if packed else text)
     assert list(Paraphrases.read(file).starting(["close", "to"], 0)) == [(2, ("near",))]
+    assert list(Paraphrases.read(file, words("near to close")).phrases) == [("close", "to")]
+    assert Paraphrases.read(file, words("close to")).longest == 0
     for pair in (("pub near", "pub close to"), ("pub close to", "pub near")):
         found = score("meteor", [pair[0]], [[pair[1]]], paraphrases=file)
         # pub, near and close are content words (0.75), to is a function word (0.25); all is one chunk

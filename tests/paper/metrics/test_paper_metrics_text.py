@@ -153,7 +153,7 @@ def test_rouge_by_hand() -> None:
 
 def test_rouge_l_of_coco() -> None:
     found = score("rouge_l", naive.HYPOTHESES, naive.REFERENCES)
-    from deltaw.paper.metrics.tokens import ptb_tokens
+    from deltaw.paper.metrics.ptb import ptb_tokens
 
     expected = [
         naive.rouge_l(ptb_tokens(text), [ptb_tokens(one) for one in group], 1.2)
@@ -169,7 +169,7 @@ def test_rouge_l_of_coco() -> None:
 
 @pytest.mark.parametrize("form", ["coco", "plain"])
 def test_cider_against_dense_vectors(form: str) -> None:
-    from deltaw.paper.metrics.tokens import ptb_tokens
+    from deltaw.paper.metrics.ptb import ptb_tokens
 
     found = score("cider", naive.HYPOTHESES, naive.REFERENCES, form=form)
     texts = [ptb_tokens(text) for text in naive.HYPOTHESES]

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from deltaw.errors import DataError
-from deltaw.paper.metrics.base import References, Result, one_of, packages
-from deltaw.paper.metrics.tokens import PTB, Ngrams, ngrams, ptb_tokens
+from deltaw.paper.metrics.base import References, Result, one_of
+from deltaw.paper.metrics.ptb import PTB, ptb_tokens
+from deltaw.paper.metrics.tokens import Ngrams, ngrams
 
 __all__ = ["cider"]
 
@@ -79,7 +80,7 @@ def cider(
         value=sum(segments) / len(segments),
         segments=tuple(segments),
         variant=f"CIDEr, {form} form ({rules}), 0 to 10, document frequencies of these references, {PTB}, "
-        f"empty references {empty_references}; deltaw, {packages('nltk')}",
+        f"empty references {empty_references}; deltaw",
     )
 
 

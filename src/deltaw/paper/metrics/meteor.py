@@ -2,7 +2,11 @@
 
 The released program is Java and brings tables of WordNet synonyms and of paraphrases. Here the stages exact and stem
 are always on, the other two where a table is given, and the variant says which were: scores of different stages
-cannot be compared.
+cannot be compared. The program's own tables can be given: the synonyms are in its jar (folder ``synonym``, to be
+unzipped), the paraphrases beside it (``paraphrase-en.gz``).
+
+Beside that program, on hypotheses made from references of E2E (630 segments), DART (2,768) and WebNLG (872), every
+score of a segment was the same, with stages exact+stem, exact+stem+synonym and all four, and corpus scores to 1e-15.
 """
 
 from __future__ import annotations
@@ -14,7 +18,8 @@ from pathlib import Path
 from deltaw.paper.metrics.base import References, Result, one_of, packages
 from deltaw.paper.metrics.meteor_align import align
 from deltaw.paper.metrics.meteor_words import FUNCTION_WORDS, Paraphrases, Synonyms, normalized
-from deltaw.paper.metrics.tokens import ptb_tokens, treebank_tokens
+from deltaw.paper.metrics.ptb import ptb_tokens
+from deltaw.paper.metrics.tokens import treebank_tokens
 
 __all__ = ["meteor"]
 
@@ -43,6 +48,22 @@ class Statistics:
     content: tuple[tuple[int, ...], ...]
     function: tuple[tuple[int, ...], ...]
     chunks: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether every word of both sides is matched, in one chunk."""
+        return self.chunks == 1 and all(self.matched(side) == self.lengths[side] for side in range(2))
+
+    def matched(self, side: int) -> int:
+        """Count the matched words of a side.
+
+        Args:
+            side: 0 for the hypothesis, 1 for the reference.
+
+        Returns:
+            Content and function words of every stage.
+        """
+        return sum(self.content[side]) + sum(self.function[side])
 
 
 def meteor(
@@ -78,12 +99,14 @@ def meteor(
     """
     one_of("meteor", "tokenize", tokenize, tuple(TOKENS))
     words = Synonyms.read(synonyms) if synonyms is not None else None
-    phrases = Paraphrases.read(paraphrases) if paraphrases is not None else None
+    texts = [_tokens(text, tokenize) for text in hypotheses]
+    groups = [[_tokens(text, tokenize) for text in group] for group in references]
+    known = {word for group in (texts, *groups) for tokens in group for word in tokens}
+    phrases = Paraphrases.read(paraphrases, known) if paraphrases is not None else None
     best: list[Statistics] = []
     segments: list[float] = []
-    for hypothesis, group in zip(hypotheses, references, strict=True):
-        tokens = _tokens(hypothesis, tokenize)
-        found = [_statistics(tokens, _tokens(text, tokenize), words, phrases) for text in group]
+    for tokens, group in zip(texts, groups, strict=True):
+        found = [_statistics(tokens, text, words, phrases) for text in group]
         scores = [combined(statistics)["score"] for statistics in found]
         first = max(range(len(found)), key=scores.__getitem__)
         best.append(found[first])
@@ -139,11 +162,17 @@ def _statistics(
 def summed(parts: Sequence[Statistics]) -> Statistics:
     """Add the statistics of segments.
 
+    A segment that is matched whole in one chunk adds no chunk, as in the released program: its penalty is 0, and it
+    must not become one by being added.
+
     Args:
         parts: at least one.
 
     Returns:
         Their sums.
+
+    Source:
+        meteor-1.5, MeteorStats.addStats.
     """
     return Statistics(
         lengths=tuple(map(sum, zip(*(part.lengths for part in parts), strict=True))),
@@ -152,7 +181,7 @@ def summed(parts: Sequence[Statistics]) -> Statistics:
         function=tuple(
             tuple(map(sum, zip(*(part.function[side] for part in parts), strict=True))) for side in range(2)
         ),
-        chunks=sum(part.chunks for part in parts),
+        chunks=sum(0 if part.whole else part.chunks for part in parts),
     )
 
 
@@ -174,10 +203,9 @@ def combined(found: Statistics) -> dict[str, float]:
         )
         ratios.append(matched / length if length else 0.0)
     precision, recall = ratios
-    words = [sum(found.content[side]) + sum(found.function[side]) for side in range(2)]
     if not precision or not recall:
         return {"score": 0.0, "precision": precision, "recall": recall, "penalty": 0.0}
-    whole = words == list(found.lengths) and found.chunks == 1
-    penalty = 0.0 if whole else GAMMA * (2 * found.chunks / sum(words)) ** BETA
+    words = found.matched(0) + found.matched(1)
+    penalty = 0.0 if found.whole else GAMMA * (2 * found.chunks / words) ** BETA
     mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
     return {"score": mean * (1 - penalty), "precision": precision, "recall": recall, "penalty": penalty}

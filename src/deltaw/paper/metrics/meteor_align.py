@@ -111,7 +111,8 @@ def align(
     for at in range(len(reference)):
         paths.sort(key=lambda path: path.rank)
         paths = [following for path in paths[:BEAM] for following in _onward(path, at, matches[at], fixed)]
-    best = min(paths, key=lambda path: (-path.words, path.chunks + (path.end != -1), path.distance))
+    paths.sort(key=lambda path: path.rank)
+    best = min(paths[:BEAM], key=lambda path: (-path.words, path.chunks + (path.end != -1), path.distance))
     return Alignment(matches=best.chosen, chunks=best.chunks + (best.end != -1))
 
 

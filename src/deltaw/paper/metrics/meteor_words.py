@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import functools
 import gzip
+import io
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from deltaw.errors import DataError
-from deltaw.paper.metrics.tokens import ABBREVIATIONS
 
 __all__ = ["FUNCTION_WORDS", "Paraphrases", "Synonyms", "normalized", "stem"]
 
@@ -31,10 +32,22 @@ FUNCTION_WORDS = frozenset(_FUNCTION.split())
 """English function words of METEOR 1.5: tokens with a relative frequency above 1/1000 in news (Denkowski and Lavie
 2011, section 2.2)."""
 
-LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0400-\u052f"
-SIGN = re.compile(rf"([^0-9{LETTER}\s.'`,\-\u2018\u2019])")
+_PREFIXES = (
+    "Adj Adm Adv Asst Bart Bldg Brig Bros Capt Cmdr Col Comdr Con Corp Cpl DR Dr Drs Ens Gen Gov Hon Hosp Hr "
+    "Insp Lt MM MR MRS MS Maj Messrs Mlle Mme Mr Mrs Ms Msgr Nos Nr Op Ord Pfc Ph Prof Pvt Rep Reps Res Rev Rt "
+    "Sen Sens Sfc Sgt Sr St Supt Surg rev v vs A B C D E F G H I J K L M N O P Q R S T U V W X Y Z"
+)
+PREFIXES = frozenset(_PREFIXES.split())
+"""Words that keep their period, in this case only (nonbreaking prefixes of Moses, as METEOR 1.5 takes them)."""
+
+NUMBERED = frozenset(["Art", "No", "pp"])
+"""Words that keep their period before a number."""
+
+LETTER = "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017e\u0400-\u0527\u1d00-\u1d7f\ua640-\ua66e\ua67e-\ua697"
+SIGN = re.compile(rf"([^0-9{LETTER}\s.'`,\-\u2018\u2019])", re.ASCII)
+"""A blank outside ASCII is a sign until all is split, and is dropped then."""
 DOTS = re.compile(r"\.{2,}")
-INNER_COMMA = re.compile(r"(?<=\D),|,(?=\D)")
+COMMAS = tuple(re.compile(form, re.ASCII) for form in (r"(\D),(\D)", r"(\d),(\D)", r"(\D),(\d)"))
 DASH = re.compile(rf"([0-9{LETTER}.])-([0-9{LETTER}])")
 APOSTROPHES = (
     (re.compile(rf"([^{LETTER}])'([^{LETTER}])"), r"\1 ' \2"),
@@ -43,6 +56,8 @@ APOSTROPHES = (
     (re.compile(rf"([{LETTER}])'([{LETTER}])"), r"\1 '\2"),
     (re.compile(r"([0-9])'(s)"), r"\1 '\2"),
 )
+REGION = re.compile(".*?[aeiouy][^aeiouy]")
+LONGER = re.compile("ation|er|ional")
 HELD = "\ue000"
 """Stands for one dot of an ellipsis while periods are split."""
 
@@ -51,8 +66,8 @@ def normalized(text: str) -> list[str]:
     """Split and fold a text as METEOR's -norm does for English.
 
     Signs become tokens, commas within numbers stay, words lose their hyphens and abbreviations such as U.S. their
-    dots, contractions are split before the apostrophe; then the case is folded. Abbreviations that keep their period
-    are those of ``tokens.ABBREVIATIONS``, a shorter list than the Moses one of the jar.
+    dots, contractions are split before the apostrophe; then the case is folded. Of other words only ``PREFIXES`` keep
+    their period, in the case they have there, and whatever stands before a word in lower case.
 
     Args:
         text: a segment, tokenized or not.
@@ -66,18 +81,19 @@ def normalized(text: str) -> list[str]:
     """
     line = SIGN.sub(r" \1 ", f" {text} ")
     line = DOTS.sub(lambda found: f" {HELD * len(found.group())} ", line)
-    line = INNER_COMMA.sub(" , ", line)
+    for pattern in COMMAS:
+        line = pattern.sub(r"\1 , \2", line)
     line = re.sub("[`\u2018\u2019]", "'", line)
     line = re.sub("[\u201c\u201d]|''", ' " ', line)
     line = line.replace("\u2013", "-").replace("--", "-")
     line = DASH.sub(r"\1 \2", line)
     for pattern, form in APOSTROPHES:
         line = pattern.sub(form, line)
-    words = line.split()
+    words = re.findall(r"\S+", line, re.ASCII)
     tokens: list[str] = []
     for i, word in enumerate(words):
         tokens += _period(word, words[i + 1] if i + 1 < len(words) else "")
-    return [token.replace(HELD, ".").lower() for token in tokens]
+    return [token.replace(HELD, ".").lower() for token in tokens if not token.isspace()]
 
 
 def _period(word: str, following: str) -> list[str]:
@@ -87,9 +103,8 @@ def _period(word: str, following: str) -> list[str]:
         return [word]
     if "." in body and re.search(f"[{LETTER}]", body):
         return [word.replace(".", "")]
-    initial = len(body) == 1 and body.isupper()
-    numbered = body.lower() != "no" or following[:1].isdigit()
-    kept = initial or (body.lower() in ABBREVIATIONS and numbered) or following[:1].islower()
+    numbered = body in NUMBERED and re.match("[0-9]", following)
+    kept = body in PREFIXES or numbered or re.match("[a-z]", following)
     return [word] if kept else [body, "."]
 
 
@@ -104,6 +119,9 @@ def _stemmer() -> Any:
 def stem(word: str) -> str:
     """Stem an English word with Snowball's rules, as METEOR does.
 
+    Where a suffix such as -ization becomes -ize, nltk may lose the region R2 and then keep a last e that the rules
+    delete; it is deleted here.
+
     Args:
         word: lower case.
 
@@ -111,11 +129,21 @@ def stem(word: str) -> str:
         Its stem.
 
     Example:
-        >>> stem("serving"), stem("serves")
-        ('serv', 'serv')
+        >>> stem("serving"), stem("serves"), stem("ionization")
+        ('serv', 'serv', 'ioniz')
     """
     stemmed: str = _stemmer().stem(word)
-    return stemmed
+    kept = stemmed.endswith(("ize", "ate")) and LONGER.match(word.removeprefix(stemmed[:-1]))
+    return stemmed[:-1] if kept and len(stemmed) > _second_region(word) else stemmed
+
+
+def _second_region(word: str) -> int:
+    """Find where Snowball's R2 of a word starts: twice past a vowel and what is none after it."""
+    marked = re.sub("^y|(?<=[aeiouy])y", "Y", word)
+    known = re.match("gener|commun|arsen", marked)
+    first = known or REGION.match(marked)
+    second = REGION.match(marked, first.end()) if first else None
+    return second.end() if second else len(word)
 
 
 # WordNet's rules of detachment (morphy): nouns, then verbs, then adjectives.
@@ -158,14 +186,14 @@ class Synonyms:
         found: dict[str, frozenset[str]] = {}
         for number, (word, sets) in _records(file, 2):
             if not sets.split() or not all(item.isdigit() for item in sets.split()):
-                raise _broken(file, number, repr(sets[:40]), "the numbers of the synsets of the word above it")
-            found[word] = frozenset(sets.split())
+                raise _broken(file, number, repr(sets.rstrip()[:40]), "the numbers of the synsets of the word above it")
+            found[word.rstrip()] = frozenset(sets.split())
         forms: dict[str, tuple[str, ...]] = {}
         irregular = file.with_name("english.exceptions")
         if file.name == "english.synsets" and irregular.is_file():
             for _, (base, written) in _records(irregular, 2):
                 for form in written.split():
-                    forms[form] = (*forms.get(form, ()), base)
+                    forms[form] = (*forms.get(form, ()), base.rstrip())
         return cls(where=file.name, synsets=found, bases=forms)
 
     def of(self, word: str) -> frozenset[str]:
@@ -193,12 +221,12 @@ class Synonyms:
 
 @dataclass(frozen=True, kw_only=True)
 class Paraphrases:
-    """A table of paraphrases.
+    """A table of paraphrases, or what of it texts can use.
 
     Args:
         where: the file it was read from.
         phrases: phrase -> the phrases that may stand for it.
-        longest: words of the longest phrase.
+        longest: words of the longest phrase; 0 where there is none.
     """
 
     where: str
@@ -206,11 +234,14 @@ class Paraphrases:
     longest: int
 
     @classmethod
-    def read(cls, path: str | Path) -> Paraphrases:
+    def read(cls, path: str | Path, words: Collection[str] | None = None) -> Paraphrases:
         """Read METEOR's table of paraphrases, compressed or not.
+
+        The released table has five million pairs: kept whole it takes gigabytes.
 
         Args:
             path: the file.
+            words: the words of the texts; pairs with other words are not kept. None keeps every pair.
 
         Returns:
             The table.
@@ -219,14 +250,19 @@ class Paraphrases:
             DataError: if the file is absent, empty or not of that form.
         """
         file = Path(path).expanduser()
+        known = None if words is None else frozenset(words)
         found: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
         for number, (chance, phrase, other) in _records(file, 3):
             try:
                 float(chance)
             except ValueError:
-                raise _broken(file, number, repr(chance[:40]), "a probability above two phrases") from None
-            found.setdefault(tuple(phrase.split()), []).append(tuple(other.split()))
-        return cls(where=file.name, phrases=found, longest=max(map(len, found)))
+                raise _broken(file, number, repr(chance.rstrip()[:40]), "a probability above two phrases") from None
+            here = phrase.split()
+            if known is None or known.issuperset(here):
+                there = other.split()
+                if known is None or known.issuperset(there):
+                    found.setdefault(tuple(here), []).append(tuple(there))
+        return cls(where=file.name, phrases=found, longest=max(map(len, found), default=0))
 
     def starting(self, words: Sequence[str], start: int) -> Iterator[tuple[int, tuple[str, ...]]]:
         """Find what may stand for the words from one place on.
@@ -244,10 +280,18 @@ class Paraphrases:
 
 
 def _records(path: Path, size: int) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Read a file of records of ``size`` lines, each with the number of its first line."""
+    """Read a file of records of ``size`` lines with their ends, each with the number of its first line."""
+    lines = 0
     try:
-        raw = path.read_bytes()
-        lines = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8").splitlines()
+        with path.open("rb") as plain:
+            raw = gzip.GzipFile(fileobj=plain) if plain.peek(2)[:2] == b"\x1f\x8b" else plain
+            with io.TextIOWrapper(raw, encoding="utf-8", newline="\n") as file:
+                for record in itertools.zip_longest(*[file] * size):
+                    if record[-1] is None:
+                        lines += size - record.count(None)
+                        raise _broken(path, lines, f"{lines} lines", f"records of {size} lines")
+                    yield lines + 1, record
+                    lines += size
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(
             "a table for METEOR cannot be read",
@@ -256,10 +300,8 @@ def _records(path: Path, size: int) -> Iterator[tuple[int, tuple[str, ...]]]:
             expected="a text file in UTF-8, as it is or compressed with gzip",
             hint="give the path of a table in METEOR's own form, or leave the option out",
         ) from None
-    if not lines or len(lines) % size:
-        raise _broken(path, len(lines), f"{len(lines)} lines", f"records of {size} lines")
-    for i in range(0, len(lines), size):
-        yield i + 1, tuple(lines[i : i + size])
+    if not lines:
+        raise _broken(path, 0, "0 lines", f"records of {size} lines")
 
 
 def _broken(path: Path, line: int, got: str, expected: str) -> DataError:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from deltaw.errors import ConfigError
-from deltaw.paper.metrics.base import References, Result, packages
-from deltaw.paper.metrics.tokens import PTB, ptb_tokens
+from deltaw.paper.metrics.base import References, Result
+from deltaw.paper.metrics.ptb import PTB, ptb_tokens
 
 __all__ = ["rouge_l"]
 
@@ -55,7 +55,7 @@ def rouge_l(hypotheses: Sequence[str], references: References, *, beta: float = 
     return Result(
         value=sum(segments) / len(segments),
         segments=tuple(segments),
-        variant=f"ROUGE-L, COCO form, beta {beta}, {PTB}; deltaw, {packages('nltk')}",
+        variant=f"ROUGE-L, COCO form, beta {beta}, {PTB}; deltaw",
     )
 
 

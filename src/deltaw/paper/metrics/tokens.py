@@ -1,8 +1,7 @@
-"""Tokenizers that the reference scripts take from Java programs or from trained models, as rules.
+"""Tokenizers that the reference scripts take from other packages, as those or as rules, and n-grams of tokens.
 
-``ptb`` stands for Stanford's PTBTokenizer as the COCO scripts call it (lower case, a list of punctuation removed).
-It is nltk's Penn Treebank rules, which need no data, and what those leave undone: periods inside a text of several
-sentences, and currency signs. Stanford's own tables of abbreviations are larger, so a rare token may differ.
+``treebank`` stands for nltk's word tokens, whose sentence model has to be downloaded: it is nltk's Penn Treebank rules,
+which need no data, and what those leave undone: periods inside a text of several sentences, and currency signs.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 __all__ = [
-    "ABBREVIATIONS",
-    "PTB",
     "TOTALS",
     "Ngrams",
     "mteval_tokens",
     "ngrams",
-    "ptb_tokens",
     "short_segments",
     "totals_of",
     "treebank_tokens",
@@ -33,11 +29,6 @@ _KEPT = (
 )
 ABBREVIATIONS = frozenset(_KEPT.split())
 """Words that keep their period, lower case."""
-
-PTB = "PTB-like tokens (nltk Treebank rules, periods split, lower case, COCO's punctuation removed)"
-
-REMOVED = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-"""The punctuation that coco-caption's ptbtokenizer.py drops; its brackets never match, as they are lower case there."""
 
 CURRENCY = re.compile("([\u00a3\u20ac\u00a5])")
 DOTTED = re.compile(r"(?:\w\.)+")
@@ -82,22 +73,6 @@ def treebank_tokens(text: str) -> list[str]:
         else:
             tokens.append(token)
     return tokens
-
-
-def ptb_tokens(text: str) -> list[str]:
-    """Split as the COCO scripts do: Treebank rules, lower case, punctuation removed.
-
-    Args:
-        text: one or more sentences.
-
-    Returns:
-        Tokens.
-
-    Example:
-        >>> ptb_tokens("The Eagle is cheap (under £20-25), yes. It's family-friendly!")
-        ['the', 'eagle', 'is', 'cheap', '(', 'under', '£', '20-25', ')', 'yes', 'it', "'s", 'family-friendly']
-    """
-    return [token for token in (token.lower() for token in treebank_tokens(text)) if token not in REMOVED]
 
 
 def mteval_tokens(text: str, lowercase: bool) -> list[str]:
