@@ -63,12 +63,47 @@ def test_the_best_epoch_of_each_and_the_statistics_by_hand(
     assert told["spread"]["loss"]["median"] == 0.6, "the loss of the chosen validations, not the lowest losses"
 
 
-def test_the_loss_is_the_default_and_less_of_it_is_better(three: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    told = call(three, capsys)
+def test_less_of_a_loss_is_better(three: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    told = call([*three, "--metric", "loss"], capsys)
     assert (told["metric"], told["best"]) == ("loss", "lowest")
     assert [row["loss"] for row in told["runs"]] == [0.5, 0.4, 0.3], "the measurement before step 1 is no epoch"
-    assert [row["loss"] for row in call([*three, "--best", "last"], capsys)["runs"]] == [0.6, 0.4, 0.7]
-    assert [row["loss"] for row in call([*three, "--best", "highest"], capsys)["runs"]] == [0.9, 0.8, 0.7]
+    by = [*three, "--metric", "loss", "--best"]
+    assert [row["loss"] for row in call([*by, "last"], capsys)["runs"]] == [0.6, 0.4, 0.7]
+    assert [row["loss"] for row in call([*by, "highest"], capsys)["runs"]] == [0.9, 0.8, 0.7]
+
+
+def measuring(root: Path, task: str, names: tuple[str, ...]) -> list[str]:
+    """Two runs of a task whose validations measure these, the losses falling as all else does."""
+    places = []
+    for seed in range(2):
+        place = write_run(root / f"{task}{seed}", seed, CURVES[0])
+        (place / "run.toml").write_text(f'[model]\ntask = "{task}"\n[run]\nseed = {seed}\n')
+        lines = [{"kind": "step", "step": 1, "epoch": 1.0, "loss": 1.0, "lr": 1.0}]
+        lines += [{"kind": "valid", "step": 1 + at, **dict.fromkeys(names, 1.0 - at / 10)} for at in range(3)]
+        (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        places.append(str(place))
+    return places
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "metric", "best"),
+    [
+        ("cola", ("loss", "accuracy", "f1", "matthews"), "matthews", "highest"),
+        ("mrpc", ("loss", "accuracy", "f1", "matthews"), "accuracy", "highest"),
+        ("mnli_9k", ("loss", "accuracy", "matthews"), "accuracy", "highest"),
+        ("stsb", ("loss", "spearman", "pearson"), "pearson", "highest"),
+        ("auto", ("loss", "accuracy", "matthews"), "accuracy", "highest"),
+        ("regression", ("loss", "pearson", "spearman"), "pearson", "highest"),
+        ("e2e", ("loss", "perplexity"), "loss", "lowest"),
+        ("cola", ("loss",), "loss", "lowest"),
+    ],
+)
+def test_the_tasks_own_metric_is_the_default(
+    task: str, names: tuple[str, ...], metric: str, best: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = call(measuring(tmp_path, task, names), capsys)
+    assert (told["metric"], told["best"]) == (metric, best)
+    assert {row["step"] for row in told["runs"]} == {1 if best == "highest" else 3}
 
 
 def test_text_and_csv_say_the_same(three: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

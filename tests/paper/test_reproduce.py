@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 import pytest
@@ -148,18 +146,3 @@ def test_the_released_adapters_subspaces_come_out_again(tmp_path: Path) -> None:
     (stored,) = (one for one in RECORDS if one.row == record.row)
     assert record.values == pytest.approx(dict(stored.values), rel=1e-4)
     assert record.inputs == stored.inputs and len(record.sheet["rows"]) == 24
-
-
-@pytest.mark.shared
-@pytest.mark.slow
-@needs_data
-@pytest.mark.parametrize("name", ["e2e/lora-qv-r4", "switch/stories3M", "subspace/base"])
-def test_a_row_of_each_kind_runs_in_its_quick_form(tmp_path: Path, name: str) -> None:
-    record = run_row(ROWS[name], Places(data=SHARED), tmp_path, quick=True)
-    assert record.quick and record.seconds < 180
-    values: dict[str, Any] = dict(record.values)
-    if name.startswith("e2e"):
-        assert values["validation loss"] < values["validation loss before"] and values["parameters"] == 15_360
-        assert 0 < values["BLEU"] < 1
-    else:
-        assert record.sheet["rows"] and json.dumps(values)

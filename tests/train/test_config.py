@@ -54,6 +54,8 @@ def with_value(spec: FieldSpec, value: Any) -> TrainConfig:
         "adapter.init_batches": {"init": "eva"},
         "adapter.new_head": {"start": "earlier"},
         "optim.correct_bias": {"optimizer": "adamw_reference"},
+        "optim.rdrop_form": {"rdrop": 1.0},
+        "optim.cutoff_kind": {"cutoff": 0.1},
     }.get(spec.key, {})
     reader = next((name for name, read in READS.items() if spec.section == "baseline" and spec.name in read), None)
     method = {} if reader is None else {"adapter": {"method": reader}}

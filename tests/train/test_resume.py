@@ -217,6 +217,10 @@ KINDS: dict[str, Values] = {
     "lora_ga": {"adapter": {"init": "lora_ga", "init_batches": 2}},
     "lora_plus": {"optim": {"lora_plus": 8.0, "lr": 0.004}},
     "label_smoothing": {"optim": {"label_smoothing": 0.2}},
+    "rdrop": {"optim": {"rdrop": 1.0}},
+    "cutoff": {"optim": {"cutoff": 0.3, "cutoff_kind": "span"}},
+    "rdrop_cutoff": {"optim": {"rdrop": 2.0, "rdrop_form": "mean", "cutoff": 0.3, "cutoff_kind": "feature"}},
+    "best_by": {"run": {"best_by": "perplexity"}},
     "rows": {"adapter": {"train_rows": {"embed_tokens": [5, 7, 8]}}},
     "new_tokens": {"adapter": {"new_tokens": ["<tool>"]}},
 }
@@ -288,6 +292,9 @@ def test_kill_9_of_a_packed_run(values: Values, packed_whole: Path, place: str, 
         ({"adapter": {"new_tokens": ["<a>"]}}, "--new-tokens = ['<a>']"),
         ({"optim": {"lora_plus": 4.0}}, "--lora-plus = 4.0"),
         ({"optim": {"packing": True}}, "--packing = True"),
+        ({"optim": {"rdrop": 1.0}}, "--rdrop = 1.0"),
+        ({"optim": {"cutoff": 0.1}}, "--cutoff = 0.1"),
+        ({"run": {"best_by": "perplexity"}}, "--best-by = 'perplexity'"),
     ],
 )
 def test_another_kind_is_another_run(values: Values, whole: Path, changes: Values, got: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from deltaw.errors import ConfigError, nearest
 from deltaw.paper.recipe_errata import Change, changes, has_script, remarks, starts_from_mnli
 from deltaw.paper.recipe_tables import MODELS, PARTS, TABLES, TITLES, cells
+from deltaw.train.best import task_metric
 from deltaw.train.config import SECTIONS, spec_of
 
 __all__ = ["SOURCES", "Recipe", "all_recipes", "recipe"]
@@ -227,6 +228,8 @@ def _printed(table: str, row: str, task: str) -> dict[str, Any]:
         values["data.joiner"] = "<|endoftext|>"
     if table in ("table9", "table10", "table11"):
         values["run.eval_epochs"] = True
+    if table in ("table9", "table10"):
+        values["run.best_by"] = task_metric(task)
     return values
 
 

@@ -11,15 +11,13 @@ from typing import Any
 
 from deltaw.errors import ConfigError, DataError, nearest
 from deltaw.reports import plural, table
+from deltaw.train.best import lower_is_better, task_metric
 from deltaw.train.metrics import read_metrics
 from deltaw.train.output import METRICS, REPORT, SETTINGS
 from deltaw.train.resume import CHANGEABLE
 from deltaw.train.settings import read_toml
 
 __all__ = ["Gathered", "Run", "Spread", "gather", "read_run"]
-
-LOWER = ("loss", "perplexity", "ter")
-"""Metrics of which less is better, by the last part of their name."""
 
 # Besides the seed, what moves files or adds reports but changes no number. A resumed run knows its base and data by
 # their content; here their paths are all there is.
@@ -215,7 +213,8 @@ def gather(runs: Sequence[Run], metric: str | None = None, best: str = "auto", *
 
     Args:
         runs: of one experiment, differing in their seeds; at least one.
-        metric: what to choose by; by default ``loss``, or the only one there is.
+        metric: what to choose by; by default what the paper reports for the task, or the first that the runs measured
+            beside loss and perplexity, or ``loss``.
         best: ``highest``, ``lowest``, ``last``, or ``auto`` by the metric's name.
         mixed: accept runs whose settings differ in more than the seed.
 
@@ -231,7 +230,7 @@ def gather(runs: Sequence[Run], metric: str | None = None, best: str = "auto", *
     """
     names = [list(values) for run in runs for _, _, values in run.points]
     common = [name for name in names[0] if all(name in others for others in names)]
-    chosen = metric or ("loss" if "loss" in common else common[0] if common else "loss")
+    chosen = metric or _own_metric(runs, common)
     if chosen not in common:
         lacking = next(run for run in runs if any(chosen not in values for _, _, values in run.points))
         raise DataError(
@@ -242,7 +241,7 @@ def gather(runs: Sequence[Run], metric: str | None = None, best: str = "auto", *
             hint=f"closest in all runs: {nearest(chosen, common)}; choose one with --metric",
         )
     notes = _differences(runs, mixed)
-    way = best if best != "auto" else "lowest" if chosen.rpartition(".")[2].lower() in LOWER else "highest"
+    way = best if best != "auto" else "lowest" if lower_is_better(chosen) else "highest"
     order = [chosen, *(name for name in common if name != chosen)]
     rows: list[dict[str, Any]] = []
     for run in runs:
@@ -252,6 +251,15 @@ def gather(runs: Sequence[Run], metric: str | None = None, best: str = "auto", *
     spread = {name: Spread.of([row[name] for row in rows]) for name in order}
     notes += [f"NOT FINISHED: {run.path}" for run in runs if not run.finished]
     return Gathered(metric=chosen, best=way, rows=tuple(rows), spread=spread, notes=tuple(notes))
+
+
+def _own_metric(runs: Sequence[Run], common: Sequence[str]) -> str:
+    """What a task is judged by, where the runs measured it; else the loss."""
+    tasks = {str(run.settings.get("model", {}).get("task", "")) for run in runs}
+    named = task_metric(tasks.pop()) if len(tasks) == 1 else None
+    if named is not None and named in common:
+        return named
+    return next((name for name in common if name not in ("loss", "perplexity")), "loss")
 
 
 def _best(run: Run, metric: str, way: str) -> tuple[int, float, Mapping[str, float]]:

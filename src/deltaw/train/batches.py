@@ -108,6 +108,29 @@ class Batch:
             )
         return found | self.isolation.arguments(self)
 
+    def doubled(self) -> Batch:
+        """Put every row in twice, the copies below: what two passes with other dropout go through together.
+
+        Returns:
+            A batch of 2 N rows; ``rows``, ``weight`` and the counts are those of the examples still.
+        """
+
+        def twice(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else torch.cat([tensor, tensor])
+
+        below = self.where + torch.tensor([[len(self.input_ids)], [0]], device=self.where.device)
+        return dataclasses.replace(
+            self,
+            input_ids=torch.cat([self.input_ids] * 2),
+            attention_mask=twice(self.attention_mask),
+            weights=torch.cat([self.weights] * 2),
+            types=twice(self.types),
+            where=torch.cat([self.where, below], dim=1),
+            labels=twice(self.labels),
+            segments=twice(self.segments),
+            positions=twice(self.positions),
+        )
+
     def to(self, device: torch.device) -> Batch:
         """Move the tensors.
 

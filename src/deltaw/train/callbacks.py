@@ -43,7 +43,7 @@ class ValidRecord:
     Args:
         step: steps done.
         metrics: ``loss`` and what the task has beside it.
-        best: whether no earlier one had a lower loss.
+        best: whether no earlier one was as good, by the loss or the metric that ``run.best_by`` names.
         seconds: wall time.
     """
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltaw.errors import ConfigError
+from deltaw.train.best import DECIDERS
 from deltaw.train.fields import FieldSpec, check_group, option, specs
 from deltaw.train.method_config import METHODS, READS, BaselineConfig, inserts, is_baseline, uses_lora
 
@@ -176,6 +177,25 @@ class OptimConfig:
     label_smoothing: float = option(
         0.0, "share of each target spread over the vocabulary; validation keeps the plain loss", low=0.0, high=0.99
     )
+    rdrop: float = option(
+        0.0, "R-drop: weight of the divergence between two passes with other dropout; 0 makes one pass", low=0.0
+    )
+    rdrop_form: str = option(
+        "pair",
+        "what --rdrop weighs: KL both ways (pair), or to the mean of both, per class (mean: the LoRA paper's scripts)",
+        choices=("pair", "mean"),
+    )
+    cutoff: float = option(
+        0.0,
+        "share of the input taken away in training: of --rdrop's second pass, or of the only one",
+        low=0.0,
+        high=0.99,
+    )
+    cutoff_kind: str = option(
+        "token",
+        "what --cutoff zeroes: embeddings of tokens, of a span, or features; unknown (the scripts): tokens become that",
+        choices=("token", "span", "feature", "unknown"),
+    )
 
     def __post_init__(self) -> None:
         check_group(self, "optim")
@@ -195,6 +215,9 @@ class RunConfig:
     keep: int = option(2, "how many states are kept", low=1)
     patience: int = option(0, "stop after N validations without improvement; 0 never stops early", low=0)
     best: bool = option(True, "save the adapter of the best validation instead of the last")
+    best_by: str = option(
+        "loss", "what makes a validation the best: its loss, or a metric that the task has", choices=DECIDERS
+    )
     sample_tokens: int = option(48, "length of the samples shown before and after; 0 shows none", low=0)
     probe: bool = option(True, "try the longest batch before step 1")
     plot: bool = option(True, "write loss.png")
@@ -285,6 +308,9 @@ class TrainConfig:
             for key in ("adapter.start", "adapter.new_head", *_FRESH_ONLY, "optim.lora_plus"):
                 self._unread(key, "means nothing with --method full", _NO_ADAPTER, "or use --method lora")
         self._check_method()
+        self._check_passes()
+        if not run.best and not run.patience:
+            self._unread("run.best_by", "means nothing with --no-best and no --patience", _LAST, _PATIENCE)
         if adapter.start is not None:
             for key in _FRESH_ONLY:
                 self._unread(key, "cannot be changed when continuing from an adapter", _STORED, _DROP_START)
@@ -314,6 +340,18 @@ class TrainConfig:
         if method.endswith("prefix-layer"):
             what = f"does not go with --method {method}"
             self._unread("model.gradient_checkpointing", what, "blocks that run once", "or use prefix-embedding")
+
+    def _check_passes(self) -> None:
+        """Refuse what R-drop and cut-off do not read, or cannot go with."""
+        optim, method = self.optim, self.adapter.method
+        if not optim.rdrop:
+            self._unread("optim.rdrop_form", "means nothing without --rdrop", _ONE_PASS, "or add --rdrop 1")
+        if not optim.cutoff:
+            self._unread("optim.cutoff_kind", "means nothing without --cutoff", _WHOLE, "or add --cutoff 0.1")
+        if optim.packing:
+            self._unread("optim.cutoff", "does not go with --packing", _OWN_ROW, "or drop --packing")
+        if inserts(method, self.baseline):
+            self._unread("optim.cutoff", f"does not go with --method {method}", _NO_PREFIX, "or use another method")
 
     def _unread(self, key: str, what: str, expected: str, otherwise: str) -> None:
         """Refuse a field that would not be read."""
@@ -371,6 +409,10 @@ _ALONE = "rows of one example each, into which positions can be inserted"
 _NO_LORA = "the settings of that method: its own, and --train-also"
 _STORED, _DROP_START = "the value stored with the adapter", "or drop --adapter to start a fresh one"
 _CORRECTS, _REFERENCE = "true: torch's AdamW always corrects", "or use --optimizer adamw_reference"
+_LAST, _PATIENCE = "loss: the last step is saved whatever is measured", "--no-best, or add --patience N"
+_ONE_PASS, _WHOLE = "pair: there is one pass", "token: nothing is cut off"
+_OWN_ROW = "0: a row of several examples has no start and length that a cut could be a share of"
+_NO_PREFIX = "0: trained positions stand between those that would be cut"
 _FRESH_HEAD = "a fresh adapter, which has a new head wherever the base lacks one"
 _LOOK_AT_DATA = ("eva", "lora_ga")
 _NO_DATA, _LOOKING = "an initialization that looks at the data", "or use --init eva or --init lora_ga"

@@ -173,7 +173,8 @@ FIXED = {
 
 ALWAYS_RARE = (
     "optim.lora_plus", "optim.label_smoothing", "optim.optimizer", "optim.correct_bias", "optim.decay",
-    "model.base_dropout", "model.head_dropout",
+    "model.base_dropout", "model.head_dropout", "optim.rdrop", "optim.rdrop_form", "optim.cutoff", "optim.cutoff_kind",
+    "run.best_by",
 )  # fmt: skip
 RARE = ("adapter.variant", "adapter.train_rows", "adapter.new_tokens", *ALWAYS_RARE)
 LOOKING = "the leading directions settle early, and LoRA-GA's paper takes 64 rows (arXiv:2407.05000)"

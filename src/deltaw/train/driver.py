@@ -133,7 +133,7 @@ def _measure_before(job: Job, memory: Memory, log: MetricsLog, callback: Callbac
         return
     metrics = evaluate(job, job.valid, job.valid_batches)
     memory.before["metrics"] = metrics
-    memory.best_step, memory.best_loss = 0, metrics["loss"]
+    memory.best_step, memory.best_value = 0, metrics[job.config.run.best_by]
     memory.best = parameters_copy(job) if job.config.run.best else {}
     log.write({"kind": "valid", "step": 0, **metrics})
     callback.on_valid(ValidRecord(step=0, metrics=metrics, best=True, seconds=0.0))

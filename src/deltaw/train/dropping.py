@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from deltaw.errors import ModelError
 from deltaw.train.config import ModelConfig
 
-__all__ = ["drop_base_dropout", "set_head_dropout", "settle_dropout"]
+__all__ = ["deterministic", "drop_base_dropout", "set_head_dropout", "settle_dropout"]
 
 # Long enough that dropout anywhere shows, short enough to cost nothing.
 TRIED_TOKENS = 8
@@ -61,7 +61,7 @@ def drop_base_dropout(model: nn.Module) -> str:
     found = [(module, name, value) for module, name, value in _rates(model) if value]
     for module, name, _ in found:
         setattr(module, name, 0.0)
-    if not _deterministic(model):
+    if not deterministic(model):
         raise ModelError(
             "the base still drops something after its dropout was switched off",
             where=f"{type(model).__name__}, --no-base-dropout",
@@ -76,8 +76,15 @@ def drop_base_dropout(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _deterministic(model: Any) -> bool:
-    """Two forwards in training mode on a few tokens agree; the random state is as before."""
+def deterministic(model: Any) -> bool:
+    """Run a few tokens twice in training mode, the random state left as it was.
+
+    Args:
+        model: a transformers model without adapters.
+
+    Returns:
+        Whether the two agree: whether nothing drops out.
+    """
     device = next(model.parameters()).device
     ids = torch.arange(2, 2 + TRIED_TOKENS, device=device)[None] % model.get_input_embeddings().num_embeddings
     was_training = model.training

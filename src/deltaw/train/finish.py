@@ -94,6 +94,7 @@ def finish(ready: Ready, memory: Memory, outcome: Outcome, notes: tuple[str, ...
         after=after,
         last=last,
         best_step=memory.best_step,
+        best_by=job.config.run.best_by,
         sample_before=Sample(**memory.before["sample"]) if memory.before.get("sample") else None,
         sample_after=sample(job, job.train if job.valid is None else job.valid),
         seconds=outcome.seconds,
@@ -111,7 +112,9 @@ def _nothing_learned(job: Job, memory: Memory) -> tuple[str, ...]:
     """A run whose best moment was its start must not read like a success."""
     if not job.parameters or not memory.step or memory.best_step != 0:
         return ()
-    return ("NOTHING WAS LEARNED: no validation was better than before step 1; try more --steps or another --lr",)
+    by = job.config.run.best_by
+    how = "" if by == "loss" else f" by {by}"
+    return (f"NOTHING WAS LEARNED: no validation was better{how} than before step 1; try more --steps or another --lr",)
 
 
 def _measure(job: Job) -> dict[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deltaw.errors import DataError, StateError
 from deltaw.train.batches import Batch, Window, walk
+from deltaw.train.best import beats
 from deltaw.train.callbacks import Callback, StepRecord, ValidRecord
 from deltaw.train.evaluate import evaluate
 from deltaw.train.job import Job
@@ -164,9 +165,10 @@ class Loop:
         job, memory, begin = self.job, self.memory, time.perf_counter()
         assert job.valid is not None
         metrics = memory.latest = evaluate(job, job.valid, job.valid_batches)
-        best = memory.best_loss is None or metrics["loss"] < memory.best_loss
+        by = job.config.run.best_by
+        best = beats(metrics[by], memory.best_value, by)
         if best:
-            memory.best_step, memory.best_loss, memory.stale = memory.step, metrics["loss"], 0
+            memory.best_step, memory.best_value, memory.stale = memory.step, metrics[by], 0
             memory.best = parameters_copy(job) if job.config.run.best else {}
         else:
             memory.stale += 1

@@ -6,6 +6,7 @@ is a quarter of a small model's arithmetic and most of its memory. They go in ch
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from deltaw.head import linear_cross_entropy
 from deltaw.head_module import graph_leaves, trained_by
 from deltaw.train.baseline import starts_of
 from deltaw.train.batches import Batch
+from deltaw.train.cutoff import Cutoff
+from deltaw.train.rdrop import RDrop
 from deltaw.train.readout import readouts
 
 __all__ = ["BatchLoss", "Losses"]
@@ -47,13 +50,19 @@ class Losses:
         task: ``causal``, ``classification`` or ``regression``.
         label_smoothing: share of each target that is spread over the vocabulary or the classes, while the model is in
             training mode; in eval mode the loss is the plain one.
+        rdrop: what a second pass with other dropout costs in training mode; None makes one pass.
+        cutoff: what is taken away from the input in training mode: of the second pass, where there is one.
 
     Raises:
         ConfigError: for label smoothing of values, which have no classes.
     """
 
-    def __init__(self, model: nn.Module, task: str, label_smoothing: float = 0.0) -> None:
+    def __init__(
+        self, model: nn.Module, task: str, label_smoothing: float = 0.0, *, rdrop: RDrop | None = None,
+        cutoff: Cutoff | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.task, self.label_smoothing = model, task, label_smoothing
+        self.rdrop, self.cutoff = rdrop, cutoff
         self.note = "every row has one label"
         self._split: tuple[nn.Module, nn.Module] | None = None
         self._forms, self._verified = readouts(model), False
@@ -71,7 +80,7 @@ class Losses:
     @property
     def chunked(self) -> bool:
         """Whether the head runs on trained tokens only, a chunk at a time; else all logits are in memory at once."""
-        return self._split is not None
+        return self._split is not None and self.rdrop is None
 
     def verify(self, batch: Batch) -> None:
         """Compare the short way through the head with the model's own logits, once, and leave it if they differ.
@@ -130,7 +139,34 @@ class Losses:
         Returns:
             The weighted sum, and logits where metrics need them.
         """
-        smoothing = self.label_smoothing if self.model.training else 0.0
+        if not self.model.training:
+            return self._once(batch, 0.0)
+        if self.rdrop is not None:
+            return self._twice(batch, self.rdrop)
+        with self._cut(batch):
+            return self._once(batch, self.label_smoothing)
+
+    def _cut(self, batch: Batch, first: int = 0) -> AbstractContextManager[None]:
+        return nullcontext() if self.cutoff is None else self.cutoff.applied(self.model, batch, first)
+
+    def _twice(self, batch: Batch, rdrop: RDrop) -> BatchLoss:
+        """The losses of two passes and their divergence; the passes are the halves of one batch."""
+        both = batch.doubled()
+        with self._cut(both, first=len(batch.input_ids)):
+            logits = (
+                self.token_logits(both) if self.task == "causal" else self._forward(self.model, both).logits.float()
+            )
+        first, second = logits.chunk(2)
+        apart = rdrop(first, second)
+        if self.task != "causal":
+            own = label_loss(logits, both.labels, self.task, self.label_smoothing)
+            return BatchLoss(own + apart.sum(), first.detach())
+        (rows, columns), weights = both.where, both.weights[tuple(batch.where)]
+        losses = token_losses(logits, both.input_ids[rows, columns], Rules(label_smoothing=self.label_smoothing))
+        return BatchLoss(((losses.view(2, -1).sum(0) + apart) * weights).sum())
+
+    def _once(self, batch: Batch, smoothing: float) -> BatchLoss:
+        """One plain pass."""
         if self.task != "causal":
             logits = self._forward(self.model, batch).logits.float()
             return BatchLoss(label_loss(logits, batch.labels, self.task, smoothing), logits.detach())

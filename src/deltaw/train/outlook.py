@@ -8,6 +8,7 @@ from deltaw.train.job import Job
 from deltaw.train.memory import Workload, memory_plan
 from deltaw.train.method_config import is_baseline
 from deltaw.train.packing import fill_share
+from deltaw.train.passes import told
 from deltaw.train.prepare import Ready
 from deltaw.train.probe import probe
 from deltaw.train.state import PREFIX
@@ -33,6 +34,9 @@ def outlook(ready: Ready, *, trial: bool = True) -> str:
     lines = [f"{plural(job.total, 'step')}, {per_epoch:,} per epoch; {job.losses.note}", *_fill(job), _memory(ready)]
     if job.losses.label_smoothing:
         lines.append(f"label smoothing {job.losses.label_smoothing:g} in training; validation tells the plain loss")
+    lines += told(job.config)
+    if job.config.run.best_by != "loss":
+        lines.append(f"the best validation is that with the best {job.config.run.best_by}")
     if job.save_every:
         often = "step" if job.save_every == 1 else f"{job.save_every:,} steps"
         lines.append(f"a state to resume from every {often}: {job.output}/{PREFIX}N")
@@ -63,15 +67,16 @@ def _memory(ready: Ready) -> str:
         return f"memory by part: not worked out for {method}; the trial of the longest batch measures it"
     batch = job.batch(longest_batch(job.plan))
     rows, width = batch.input_ids.shape
+    passes = 1 if job.losses.rdrop is None else 2
     load = Workload(
-        batch=rows,
+        batch=passes * rows,
         length=width,
         dtype=next(job.model.parameters()).dtype,
         checkpointing=job.config.model.gradient_checkpointing,
         fused_attention=_fused(job),
-        loss_tokens=batch.trained if job.task == "causal" else None,
+        loss_tokens=passes * batch.trained if job.task == "causal" else None,
         chunked=job.losses.chunked,
-        mask_bytes=_mask_bytes(job, width) if len(batch.rows) > rows else 0,
+        mask_bytes=passes * _mask_bytes(job, width) if len(batch.rows) > rows else 0,
     )
     extra = {name.partition(".lora.")[0] for name, _ in job.parameters if ".module." in name}
     try:
@@ -88,7 +93,10 @@ def _memory(ready: Ready) -> str:
     plan = found.full if method == "full" else found.lora
     parts = ("weights", "adapter", "gradients", "optimizer", "activations", "logits")
     shown = ", ".join(f"{part} {size(getattr(plan, part))}" for part in parts if getattr(plan, part))
-    return f"memory of the longest batch ({rows} x {width} tokens), estimated: {shown}; together {size(plan.total)}"
+    often = "" if passes == 1 else f"{passes} x "
+    return (
+        f"memory of the longest batch ({often}{rows} x {width} tokens), estimated: {shown}; together {size(plan.total)}"
+    )
 
 
 def _fused(job: Job) -> bool:

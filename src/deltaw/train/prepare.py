@@ -13,6 +13,7 @@ import deltaw.train.defaults as defaults
 from deltaw.reports import plural
 from deltaw.train.baseline import add_settings
 from deltaw.train.batches import BatchPlan, eval_batches
+from deltaw.train.best import check_decider
 from deltaw.train.callbacks import Callback
 from deltaw.train.config import TrainConfig
 from deltaw.train.defaults import Choices, Facts
@@ -26,6 +27,7 @@ from deltaw.train.material import Material, Source, check_vocabulary, fingerprin
 from deltaw.train.method_config import inserts, uses_lora
 from deltaw.train.model import Loaded, base_config, load_model, load_tokenizer, pick_device, pick_dtype
 from deltaw.train.packable import Packing, check_task, settle_packing
+from deltaw.train.passes import check_passes, cutoff_of, rdrop_of
 from deltaw.train.rng import seed_everything
 from deltaw.train.vocabulary import NewTokens, add_tokens, grow, table_path, tokens_of
 from deltaw.train.wear import NAME, Wearing, lora_config, parameters_per_rank, wear
@@ -82,7 +84,9 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
     max_length = defaults.choose_length(choices, config, positions)
     material = tokenize(config, source, tokenizer, max_length)
     _tell_data(callback, config, source, material, tokenizer)
+    check_decider(config.run.best_by, source.task, material.labels, material.valid is not None)
     loaded = _load(config, source.task, tokenizer, material.labels)
+    check_passes(config, loaded.model, source.task)
     grown = grow(loaded.model, new, config.model.path)
     check_vocabulary(material.train, loaded.model.get_input_embeddings().num_embeddings, config.data.path)  # type: ignore[operator]
     batching = _batching(config, loaded, source.task, material)
@@ -240,7 +244,13 @@ def _job(
         model=loaded.model,
         tokenizer=tokenizer,
         task=task,
-        losses=Losses(loaded.model, task, config.optim.label_smoothing),
+        losses=Losses(
+            loaded.model,
+            task,
+            config.optim.label_smoothing,
+            rdrop=rdrop_of(config),
+            cutoff=cutoff_of(config, tokenizer),
+        ),
         device=loaded.device,
         parameters=wearing.parameters,
         train=material.train,

@@ -32,6 +32,7 @@ class RunReport:
         after: validation of what was saved.
         last: validation after the last step, where an earlier step was better.
         best_step: the step that was saved.
+        best_by: what made it the best.
         sample_before: an answer before step 1.
         sample_after: the answer to the same prompt after.
         applied: such as ``applied to 30/30 modules``.
@@ -58,6 +59,7 @@ class RunReport:
     after: dict[str, float] = field(default_factory=dict)
     last: dict[str, float] = field(default_factory=dict)
     best_step: int | None = None
+    best_by: str = "loss"
     sample_before: Sample | None = None
     sample_after: Sample | None = None
     applied: str = ""
@@ -95,7 +97,8 @@ class RunReport:
         lines = []
         if self.before and self.after:
             lines.append(f"validation before: {metrics_line(self.before)}")
-            chosen = f" (step {self.best_step}, the best)" if self.last else ""
+            by = "" if self.best_by == "loss" else f" by {self.best_by}"
+            chosen = f" (step {self.best_step}, the best{by})" if self.last else ""
             lines.append(f"validation after:  {metrics_line(self.after)}{chosen}{_change(self.before, self.after)}")
         if self.last:
             lines.append(f"the last step had: {metrics_line(self.last)}")

@@ -30,8 +30,8 @@ class Memory:
         epoch: epoch of the next step.
         index: the next step's place in that epoch.
         trained: tokens (or rows) trained so far.
-        best_step: step of the lowest validation loss, None before the first validation.
-        best_loss: that loss.
+        best_step: step of the best validation by ``run.best_by``, None before the first validation.
+        best_value: what decided it: a loss or another metric.
         best: the trained parameters of that step, on the CPU; a state leaves them out where they are the current ones.
         stale: validations since then.
         before: what was measured before step 1.
@@ -43,7 +43,7 @@ class Memory:
     index: int = 0
     trained: int = 0
     best_step: int | None = None
-    best_loss: float | None = None
+    best_value: float | None = None
     best: dict[str, Tensor] = field(default_factory=dict)
     stale: int = 0
     before: dict[str, Any] = field(default_factory=dict)
@@ -57,8 +57,8 @@ class Memory:
         """
         return {
             "step": self.step, "epoch": self.epoch, "index": self.index, "trained": self.trained,
-            "best_step": self.best_step, "best_loss": self.best_loss, "stale": self.stale, "before": self.before,
-            "latest": self.latest,
+            "best_step": self.best_step, "best_value": self.best_value, "stale": self.stale,
+            "before": self.before, "latest": self.latest,
         }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from deltaw.train.files import remove_tree, replace_directory
 
 __all__ = ["State", "drop_later", "find_state", "list_states", "read_state", "read_values", "write_state"]
 
-VERSION = 1
+VERSION = 2
 PREFIX = "checkpoint-"
 TENSORS, VALUES = "state.safetensors", "state.json"
 

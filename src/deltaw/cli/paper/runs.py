@@ -15,7 +15,7 @@ __all__ = ["command"]
 
 @click.command("runs")
 @click.argument("directories", nargs=-1, metavar="DIR...")
-@click.option("--metric", metavar="NAME", help="What the best validation is chosen by; default: loss.")
+@click.option("--metric", metavar="NAME", help="What the best validation is chosen by; default: the task's, else loss.")
 @click.option(
     "--best",
     type=click.Choice(["auto", "highest", "lowest", "last"]),

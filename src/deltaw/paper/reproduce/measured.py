@@ -57,9 +57,8 @@ def _base(quick: bool) -> Commands:
 
 
 def _latency(quick: bool) -> Commands:
-    model, rounds = ("gpt2-medium", "7") if not quick else (f"{{data}}/{e2e.MODEL}", "3")
-    grid = ("--batch", "1", "--length", "128", "--size", "16", "--rounds", rounds)
-    return {"latency": _analysis("latency", model, *grid, name="figures")}
+    grid = ("--batch", "1", "--length", "128", "--size", "16", "--rounds", "2" if quick else "7")
+    return {"latency": _analysis("latency", "gpt2-medium", *grid, name="figures")}
 
 
 def _grid(quick: bool) -> Commands:
@@ -68,8 +67,8 @@ def _grid(quick: bool) -> Commands:
 
 
 def _throughput(quick: bool) -> Commands:
-    model, rounds = (f"{{data}}/{e2e.MODEL}", "3") if quick else ("gpt2", "5")
-    return {"throughput": _analysis("throughput", model, "--rounds", rounds, "--batch", "2", name="figures")}
+    rounds = ("--rounds", "2" if quick else "5")
+    return {"throughput": _analysis("throughput", "gpt2", *rounds, "--batch", "2", name="figures")}
 
 
 def _switch(quick: bool) -> Commands:
