@@ -1,10 +1,10 @@
 """METEOR, CIDEr, ROUGE-L and the PTB-like tokens beside the programs that e2e-metrics runs.
 
 ``judges_golden.json`` holds 37 sentences, 14 texts that are only split, and small tables, all our own, with what the
-programs said of them: METEOR 1.5 (``java -Xmx3G -jar meteor-1.5.jar - - -stdio -l en -norm -m STAGES -w WEIGHTS -d TABLES
--a TABLES/paraphrase-en.gz``, OpenJDK 17), the Stanford tokenizer 3.4.1 (``-preserveLines -lowerCase``) and the Python
-scorers of CIDEr and ROUGE-L, all of pycocoevalcap 1.2, on 2026-11-29. ``python tests/paper/metrics/judges.py`` makes the
-file again from its own sentences.
+programs said of them: METEOR 1.5 (``java -Xmx3G -jar meteor-1.5.jar - - -stdio -l en -norm -m STAGES -w WEIGHTS -d
+TABLES -a TABLES/paraphrase-en.gz``, OpenJDK 17), the Stanford tokenizer 3.4.1 (``-preserveLines -lowerCase``) and the
+Python scorers of CIDEr and ROUGE-L, all of pycocoevalcap 1.2, on 2026-11-29. ``python tests/paper/metrics/judges.py``
+makes the file again from its own sentences.
 
 Where pycocoevalcap and java are here, the programs are run once more, with their own tables and on more texts.
 """
