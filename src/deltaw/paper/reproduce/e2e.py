@@ -36,7 +36,7 @@ def _commands(method: tuple[str, ...], whole: bool, quick: bool) -> Commands:
         *(("--limit", str(answers)) if answers else ()), "--json",
     )  # fmt: skip
     score = (
-        "paper", "score", "--metric", ",".join(TEXTS), "--hypotheses", "{out}/answers/predictions.txt",
+        "paper", "score", "--metric", "e2e", "--hypotheses", "{out}/answers/predictions.txt",
         "--references", "{out}/answers/references.txt", "--layout", "e2e", "--empty-hypotheses", "counted", "--json",
     )  # fmt: skip
     return {"train": train, "decode": decode, "score": score}
