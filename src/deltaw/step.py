@@ -2,19 +2,20 @@
 
 Forward, with x (N, I), W (O, I) and b (O) frozen, and m a dropout mask of zeros and ones that its seed draws again::
 
-    h = (m * x) A^T                     (N, R), not kept
+    h = (m * x) A^T                     (N, R)
     y = x W^T + b + s h B^T             the sum and the factor s are part of the second product
 
 Backward, for g = dy (N, O)::
 
     u  = s g B                          (N, R)
-    dA = u^T (m * x)                    dB = s g^T h, with h computed again
+    dA = u^T (m * x)                    dB = s g^T h
     dx = g W + m * (u A)                again one sum less without a mask
 
-With many rows in fp32, x (W + s B A)^T costs less than the two products and stands for them in the forward. No
-gradient of W or b is formed. Kept for the backward: W and the factors by reference, and x where it cannot be made again
-from what the graph keeps (see ``recall``). Where A is not trained (LoRA-FA), h is kept instead of x. Everything is
-computed in the activation's dtype; gradients of the factors come back in theirs. Thin products are written so that the
+With many rows in fp32, x (W + s B A)^T costs less than the two products and stands for them in the forward; h is then
+made in the backward. No gradient of W or b is formed. Kept for the backward: W and the factors by reference; h, which
+is R / I of the input's bytes and a seventh of the term's arithmetic to make again; and x, where A is trained and x
+cannot be made again from what the graph keeps (see ``recall``). Everything is computed in the activation's dtype;
+gradients of the factors come back in theirs. Thin products are written so that the
 rank is the first axis of a result or the last of an operand, which costs up to ten times less than the other way round.
 A second derivative is refused by name by torch.
 
@@ -211,21 +212,21 @@ class _Step(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         if out is not None and call.fresh:
             ctx.mark_dirty(out)
-        trains_A = ctx.needs_input_grad[1]
+        _, trains_A, trains_B = ctx.needs_input_grad[:3]
         y, h = _value(x, lora_A, lora_B, out, weight, bias, call)
         ctx.call, ctx.x_dtype, ctx.x_shape = call, x.dtype, x.shape
         # without a gradient for A the layer's input is not needed again, once it is in rank space
         ctx.input = input_of(x) if trains_A else None
         if ctx.input is None and h is None:
             h = F.linear(_rows(x, y.dtype), lora_A)
-        kept = h if ctx.input is None else x if ctx.input.plan is None else None
-        ctx.save_for_backward(kept, lora_A, lora_B, weight)
+        kept = x if ctx.input is not None and ctx.input.plan is None else None
+        ctx.save_for_backward(kept, h if trains_B else None, lora_A, lora_B, weight)
         return y
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        kept, lora_A, lora_B, weight = ctx.saved_tensors
+        kept, h, lora_A, lora_B, weight = ctx.saved_tensors
         wants_x, trains_A, trains_B = ctx.needs_input_grad[:3]
         call, g = ctx.call, dy.reshape(-1, dy.shape[-1])
         A, B = _cast(lora_A, g.dtype), _thin(lora_B, g.dtype)
@@ -235,14 +236,13 @@ class _Step(torch.autograd.Function):
         u = F.linear(g, B).mul_(call.factor) if wants_x or trains_A else None
         dx = g @ weight if wants_x and weight is not None else None
         if call.mask is None:
-            h = kept if x is None else F.linear(x, A) if trains_B else None
+            h = F.linear(x, A) if h is None and trains_B and x is not None else h
             dA = u.t() @ x if trains_A and u is not None and x is not None else None
             if wants_x and u is not None:
                 dx = u @ A if dx is None else dx.addmm_(u, A)
         else:
             dx = g.new_zeros(len(g), A.shape[1]) if wants_x and dx is None else dx
-            h, dA = _masked(x, u, A, dx, call.masks(ctx.x_shape, g))
-            h = kept if x is None else h
+            dA = _masked(x, u, A, dx, call.masks(ctx.x_shape, g))
         dB = (h.t() @ g).mul_(call.factor).t().to(lora_B.dtype) if trains_B and h is not None else None
         dx = None if dx is None else dx.view(ctx.x_shape).to(ctx.x_dtype)
         dA = None if dA is None else dA.to(lora_A.dtype)
@@ -251,18 +251,16 @@ class _Step(torch.autograd.Function):
 
 def _masked(
     x: Tensor | None, u: Tensor | None, lora_A: Tensor, dx: Tensor | None, masks: Iterator[tuple[slice, Tensor]]
-) -> tuple[Tensor | None, Tensor | None]:
-    """h and dA under dropout, and the term's part of dx added to it, in one walk over the mask."""
-    h = None if x is None else x.new_empty(len(x), len(lora_A))
+) -> Tensor | None:
+    """dA under dropout, and the term's part of dx added to it, in one walk over the mask."""
+    if u is None:
+        return None
     # blocks are summed in fp32 at least
     wide = torch.promote_types(lora_A.dtype, torch.float32)
-    dA = None if x is None or u is None else torch.zeros_like(lora_A, dtype=wide)
+    dA = None if x is None else torch.zeros_like(lora_A, dtype=wide)
     for at, mask in masks:
-        if dx is not None and u is not None:
+        if dx is not None:
             dx[at].addcmul_(u[at] @ lora_A, mask)
-        if x is not None and h is not None:
-            dropped = mask.mul_(x[at])
-            torch.mm(dropped, lora_A.t(), out=h[at])
-            if dA is not None and u is not None:
-                dA += u[at].t() @ dropped
-    return h, dA
+        if x is not None and dA is not None:
+            dA += u[at].t() @ mask.mul_(x[at])
+    return dA

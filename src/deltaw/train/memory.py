@@ -10,11 +10,12 @@ transformers writes it:
 - MLP: the operands of its pointwise part, e N f times 3 (gated), 4 (GPT-2's gelu, written out) or 1 (a fused one);
 - attention masks of packed rows, where there are some, once for all blocks (``Isolation.mask_bytes``);
 - dropout of the base, where it is on: a mask of N d bytes and an output of e N d at each of two places;
+- an adapted linear layer: the product with A, e N r;
 - a linear layer trained in full, or adapted by more than a plain product (slices, most variants, starts that are taken
-  off again): its input, once for all that share it, and for an adapted one the product e N r;
-- a linear layer with a plain adapter: nothing, for its input is made again from what the parts above keep
-  (``deltaw.recall``); but e N d once for the first adapted block, whose input has no graph, e N h D behind an attention
-  without a fused kernel, and all inputs of the one block that checkpointing has in memory;
+  off again): its input, once for all that share it;
+- a linear layer with a plain adapter: no input, which is made again from what the parts above keep (``deltaw.recall``);
+  but e N d once for the first adapted block, whose input has no graph, e N h D behind an attention without a fused
+  kernel, and all inputs of the one block that checkpointing has in memory;
 - a variant besides: LoRA-FA e N r and no input; DoRA the output and the term, 2 e N o; VeRA, and an initialization that
   is taken off again, float32 copies of A and B as they are multiplied.
 
@@ -195,7 +196,7 @@ def _kept(part: Part, request: Request) -> Kept:
     input = "lora_A" not in update.frozen
     recalled = input and update.plain and not part.subtract and not part.rows
     return Kept(
-        rank=0 if recalled else rank,
+        rank=rank,
         input=input,
         recalled=recalled,
         outputs=2 * part.out_features if update.reads else 0,
@@ -362,7 +363,7 @@ def _activations(shape: _Shape, sites: Sites, extra: Sequence[str], load: Worklo
     for path, site in [*sites.items(), *((path, 0) for path in extra)]:
         index = _block(path)
         into = outside if index is None else blocks.setdefault(index, {})
-        into[path] = site if isinstance(site, Kept) else Kept(rank=0, recalled=site > 0)
+        into[path] = site if isinstance(site, Kept) else Kept(rank=site, recalled=site > 0)
     if not blocks:
         return _inputs(shape, outside, load)
     # Blocks below the first trained one get no backward and keep nothing.
