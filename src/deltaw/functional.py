@@ -40,7 +40,7 @@ __all__ = [
 
 
 _PIECE = 1 << 20
-_BLOCK = 1 << 17
+_BLOCK = 1 << 18
 
 
 def scaling_of(rank: int, alpha: float, rank_stabilized: bool = False) -> float:
@@ -189,19 +189,20 @@ def mask_blocks(
     generator = torch.Generator(device).manual_seed(seed)
     rows = torch.empty(count, 1, dtype=torch.int64, device=device).random_(0, 2**16, generator=generator)
     limits = low + (rows < share).to(torch.int64)
+    thresholds = limits.clamp_max(255).to(torch.uint8)
     step = max(1, count) if device.type != "cpu" else max(8, _BLOCK // max(1, wide) // 8 * 8)
     for start in range(0, count, step):
         size = min(step, count - start)
         words = torch.empty(-(-size * wide // 8), dtype=torch.int64, device=device)
         words.random_(-(2**63), None, generator=generator)
         lanes = words.view(torch.uint8)[: size * wide].view(size, wide)
-        own = limits[start : start + size]
+        here = slice(start, start + size)
         # written as numbers at once: products with booleans cost five times more
         mask = torch.empty(size, wide, dtype=dtype, device=device)
-        torch.ge(lanes, own.clamp_max(255).to(torch.uint8), out=mask)
+        torch.ge(lanes, thresholds[here], out=mask)
         if low == 255:
-            mask.mul_(own < 256)
-        yield slice(start, start + size), mask
+            mask.mul_(limits[here] < 256)
+        yield here, mask
 
 
 def _grain(probability: float) -> int:
