@@ -98,15 +98,19 @@ def test_a_claim_can_fail(lora: float, verdict: str) -> None:
 
 
 def test_latency_is_judged_by_the_merged_model_and_the_others() -> None:
-    base = made("latency/gpt2-medium")
-
-    def verdict(merged: float, adapter: float) -> str:
+    def timed(row: str, merged: float, adapter: float) -> list[Record]:
         ratios = {"base": 1.0, "LoRA merged": merged, "Adapter H": adapter, "PreLayer": 1.2}
         sheet = {"title": "t", "notes": [], "rows": [{"method": n, "ratio": r} for n, r in ratios.items()]}
-        return claims({base.row: [dataclasses.replace(base, sheet=sheet)]})[6][1]
+        return [dataclasses.replace(made(row), sheet=sheet)]
 
-    assert verdict(1.01, 1.15) == "holds"
-    assert verdict(1.10, 1.15) == verdict(1.01, 1.001) == "does not hold"
+    def verdict(small: tuple[float, float], large: tuple[float, float]) -> str:
+        rows = {"latency/grid": timed("latency/grid", *small)}
+        return claims({**rows, "latency/gpt2-medium": timed("latency/gpt2-medium", *large)})[6][1]
+
+    good, slow_merge, fast_adapter = (1.01, 1.15), (1.10, 1.15), (1.01, 1.001)
+    assert verdict(good, good) == "holds"
+    assert verdict(good, fast_adapter) == "holds in part"
+    assert verdict(slow_merge, fast_adapter) == "does not hold"
 
 
 def test_no_results_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

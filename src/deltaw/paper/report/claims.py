@@ -10,7 +10,8 @@ from deltaw.paper.reproduce.records import Record
 __all__ = ["CLAIMS", "claims"]
 
 Rows = Mapping[str, list[Record]]
-Verdict = tuple[bool, str]
+Verdict = tuple[float, str]
+"""How far a claim holds, 0 to 1, and the figures."""
 
 
 def value(rows: Rows, row: str, name: str) -> float:
@@ -88,12 +89,19 @@ def _glue(rows: Rows) -> Verdict:
 
 
 def _merged(rows: Rows) -> Verdict:
-    sheet = {str(row["method"]): row for row in rows["latency/gpt2-medium"][0].sheet["rows"]}
-    slow = {name: float(row["ratio"]) for name, row in sheet.items() if name != "base"}
-    others = {name: ratio for name, ratio in slow.items() if name.startswith(("Adapter", "Pre"))}
-    text = ", ".join(f"{name} {ratio:.3f}" for name, ratio in slow.items())
-    merged = slow["LoRA merged"]
-    return abs(merged - 1) < 0.05 and min(others.values()) > max(1.02, merged), f"time over the base's: {text}"
+    """By a small model in many settings and a larger one in one: arithmetic hides on the larger what adapters add."""
+    judged, texts = [], []
+    for row in ("latency/grid", "latency/gpt2-medium"):
+        record = rows[row][0]
+        found: dict[str, list[float]] = {}
+        for line in record.sheet["rows"]:
+            found.setdefault(str(line["method"]), []).append(float(line["ratio"]))
+        ratios = {name: statistics.median(values) for name, values in found.items() if name != "base"}
+        others = [ratio for name, ratio in ratios.items() if name.startswith(("Adapter", "Pre"))]
+        merged = ratios["LoRA merged"]
+        judged.append(abs(merged - 1) < 0.05 and min(others) > max(1.02, merged))
+        texts.append(f"{record.on}: {', '.join(f'{name} {ratio:.3f}' for name, ratio in ratios.items())}")
+    return statistics.fmean(judged), f"time over the base's, medians: {'; '.join(texts)}"
 
 
 def _control(rows: Rows) -> Verdict:
@@ -121,7 +129,7 @@ def claims(rows: Rows) -> Sequence[tuple[str, str, str]]:
         rows: the records by row.
 
     Returns:
-        (claim, ``holds``, ``does not hold`` or ``not run``, the figures).
+        (claim, ``holds``, ``holds in part``, ``does not hold`` or ``not run``, the figures).
     """
     found = []
     for text, judge in CLAIMS:
@@ -130,5 +138,6 @@ def claims(rows: Rows) -> Sequence[tuple[str, str, str]]:
         except KeyError as error:
             found.append((text, "not run", f"no record of {error.args[0]}"))
         else:
-            found.append((text, "holds" if holds else "does not hold", figures))
+            word = "holds" if holds == 1 else "holds in part" if holds else "does not hold"
+            found.append((text, word, figures))
     return found
