@@ -28,7 +28,7 @@ def newest() -> list[dict[str, Any]]:
 def cell(ratio: dict[str, float]) -> str:
     if ratio["low"] == ratio["high"]:
         return f"{ratio['median']:.3g}"
-    return f"{ratio['median']:.3g} ({ratio['low']:.2g} to {ratio['high']:.2g})"
+    return f"{ratio['median']:.3g} ({ratio['low']:.3g} to {ratio['high']:.3g})"
 
 
 def missed(ratio: dict[str, float], limit: float | None) -> str:
