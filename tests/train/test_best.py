@@ -105,10 +105,12 @@ def test_a_resumed_run_remembers_the_best_value(settings: Any, scripted: Any) ->
         ({"best_by": "bleu"}, "`run.best_by` has a wrong value", "--best-by"),
     ],
 )
-def test_a_metric_that_cannot_decide_is_refused(settings: Any, more: dict[str, Any], said: str, hint: str) -> None:
+def test_a_metric_that_cannot_decide_is_refused(
+    settings: Any, tmp_path: Path, more: dict[str, Any], said: str, hint: str
+) -> None:
     with pytest.raises(ConfigError, match=said) as error:
         run(settings(**more))
-    assert hint in error.value.hint and not (Path("out")).exists()
+    assert hint in error.value.hint and not (tmp_path / "out").exists()
 
 
 def test_what_is_said_to_be_measured_is_measured(settings: Any, base: Path, tmp_path: Path) -> None:
