@@ -110,6 +110,25 @@ def _control(rows: Rows) -> Verdict:
     return abs(found["random"] - found["rank / width"]) < 0.005, f"{text}, rank / width {found['rank / width']:.4f}"
 
 
+def _from_mnli(rows: Rows) -> Verdict:
+    titles = {"mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
+    better, text = [], []
+    for task, title in titles.items():
+        own, started = (value(rows, f"glue/{task}-{key}", title) for key in ("lora", "lora-from-mnli"))
+        better.append(started > own)
+        text.append(f"{title} {100 * own:.1f} / {100 * started:.1f}")
+    return statistics.fmean(better), f"from nothing / from MNLI: {', '.join(text)}"
+
+
+def _few(rows: Rows) -> Verdict:
+    ahead, text = [], []
+    for count in (100, 1000):
+        lora, full = (value(rows, f"low-data/sst2-{count}-{key}", "SST-2") for key in ("lora", "full"))
+        ahead.append(lora >= full)
+        text.append(f"{count} examples {100 * lora:.1f} / {100 * full:.1f}")
+    return statistics.fmean(ahead), f"LoRA / FT on SST-2: {', '.join(text)}"
+
+
 CLAIMS: tuple[tuple[str, Callable[[Rows], Verdict]], ...] = (
     ("LoRA is on par with full fine-tuning or better, with about 1% of the values (Table 3)", _on_par),
     ("A small rank suffices (Tables 6 and 18)", _small_ranks),
@@ -119,6 +138,8 @@ CLAIMS: tuple[tuple[str, Callable[[Rows], Verdict]], ...] = (
     ("LoRA is on par with full fine-tuning on GLUE (Table 2)", _glue),
     ("Merged, LoRA adds no latency; adapters do (Table 1)", _merged),
     ("Random directions overlap by rank / width only (Figure 4)", _control),
+    ("MRPC, RTE and STS-B gain from the MNLI adapter (section 5.1)", _from_mnli),
+    ("With few examples LoRA is better than full fine-tuning (Table 16)", _few),
 )
 
 
