@@ -93,7 +93,7 @@ def _from_mnli(task: _Task) -> Row:
     """LoRA that starts from the adapter of the MNLI row, its head left behind."""
 
     def commands(quick: bool) -> Commands:
-        start = ("--adapter", "{out}/mnli", "--new-head", "--lr", "2e-3")
+        start = ("--adapter", "{out}/mnli", "--new-head", *LORA[-2:])
         return {
             "mnli": _train(MNLI, LORA, quick, "mnli"),
             "train": _train(task, start, quick, "trained"),
