@@ -46,16 +46,20 @@ def meta_7b() -> Any:
         return LlamaForCausalLM(LlamaConfig(num_hidden_layers=LAYERS))
 
 
+def timed(clock: Callable[[], float], work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of a call, and what it returns; models of earlier rounds are cleared before the clock starts."""
+    gc.collect()
+    start = clock()
+    made = work()
+    return clock() - start, made
+
+
 def planned(clock: Callable[[], float]) -> float:
     """Seconds of a plan alone; every attach makes its own."""
     import deltaw as dw
 
-    model = meta_7b()
-    config = dw.LoRAConfig(targets="all-linear", rank=8, alpha=16)
-    gc.collect()
-    start = clock()
-    made = dw.plan(model, config)
-    spent = clock() - start
+    model, config = meta_7b(), dw.LoRAConfig(targets="all-linear", rank=8, alpha=16)
+    spent, made = timed(clock, lambda: dw.plan(model, config))
     assert len(made.sites) == 7 * LAYERS
     return spent
 
@@ -64,15 +68,9 @@ def ours(clock: Callable[[], float]) -> float:
     """Seconds of an attach and of printing its report, which counts the trained values."""
     import deltaw as dw
 
-    model = meta_7b()
-    config = dw.LoRAConfig(targets="all-linear", rank=8, alpha=16)
-    # models of earlier rounds are cleared before the clock starts, for both alike
-    gc.collect()
-    start = clock()
-    report = dw.attach(model, config)
-    text = str(report)
-    spent = clock() - start
-    assert report.parameters == 19_988_480 and "19,988,480" in text
+    model, config = meta_7b(), dw.LoRAConfig(targets="all-linear", rank=8, alpha=16)
+    spent, text = timed(clock, lambda: str(dw.attach(model, config)))
+    assert "19,988,480" in text and sum(p.numel() for _, p in dw.trainable(model)) == 19_988_480
     return spent
 
 
@@ -80,13 +78,8 @@ def theirs(clock: Callable[[], float]) -> float:
     """Seconds of PEFT's attach and of its count of the trained values."""
     import peft
 
-    model = meta_7b()
-    config = peft.LoraConfig(target_modules="all-linear", r=8, lora_alpha=16)
-    gc.collect()
-    start = clock()
-    made = peft.get_peft_model(model, config)
-    trainable, _ = made.get_nb_trainable_parameters()
-    spent = clock() - start
+    model, config = meta_7b(), peft.LoraConfig(target_modules="all-linear", r=8, lora_alpha=16)
+    spent, (trainable, _) = timed(clock, lambda: peft.get_peft_model(model, config).get_nb_trainable_parameters())
     assert trainable == 19_988_480
     return spent
 

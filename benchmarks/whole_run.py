@@ -55,14 +55,14 @@ def command(name: str, task: Task, output: Path, seed: int = 0) -> list[str]:
         )  # fmt: skip
     size = ("--batch-size", str(run["tasks"][task.name]["batch_size"]))
     if name == "deltaw_packed":
-        # as TRL packs them: one row of so many tokens a step
         size = ("--packing", "--batch-tokens", str(run["max_length"]))
     return python(
         "-m", "deltaw", "train", "--model", MODEL, *task.flags, "--cache-dir", str(output.parent / "cache"),
         "--rank", str(run["rank"]), "--alpha", str(run["alpha"]), "--dropout", str(run["dropout"]),
         "--lr", str(run["lr"]), "--schedule", run["schedule"], "--clip", str(run["clip"]), "--seed", str(seed),
         "--weight-decay", str(run["weight_decay"]), "--max-length", str(run["max_length"]), *size,
-        "--epochs", "1", "--threads", "1", "--output", str(output), *run[name]["flags"],
+        "--epochs", "1", "--threads", "1", "--output", str(output),
+        *run["deltaw" if name == "deltaw" else "deltaw_bare"]["flags"],
     )  # fmt: skip
 
 
