@@ -20,6 +20,7 @@ from deltaw.errors import StateError
 from deltaw.functional import all_finite, compute_dtype
 from deltaw.layer import container_of
 from deltaw.layers import Kind, kind_of
+from deltaw.pages import Scratch
 from deltaw.record import Mix, Record
 from deltaw.worn import FullCopy, Twin
 
@@ -49,13 +50,20 @@ class Change:
     shape: tuple[int, ...] | None = None
     reach: Callable[[], float] = lambda: math.inf
 
-    def write(self, target: Tensor, keep: Callable[[Block | None, Tensor, Tensor], None] | None = None) -> bool:
+    def write(
+        self,
+        target: Tensor,
+        keep: Callable[[Block | None, Tensor, Tensor], None] | None = None,
+        scratch: Scratch | None = None,
+    ) -> bool:
         """Turn the base's values into those that are to stand there.
 
         Args:
             target: the base's values, changed in place; a copy of the parameter, or the parameter itself where nothing
                 can fail or everything is kept.
-            keep: told of each written block: (block, what stood there before, the block).
+            keep: told of each written block: (block, what stood there before, the block); what stood there is good
+                for the call alone.
+            scratch: room that several changes share.
 
         Returns:
             Whether a bit changed.
@@ -64,12 +72,13 @@ class Change:
             StateError: if finite values became infinite; this block is written by then.
         """
         apart, changed = target.data_ptr() != self.parameter.data_ptr(), False
+        scratch = Scratch() if scratch is None else scratch
         for block, step in self.steps():
             now, before = view_of(target, block), None
             if apart:
                 before = view_of(self.parameter.data, block)
             elif keep is not None or not changed:
-                before = now.clone()
+                before = scratch.copy(now)
             if before is None:
                 step(now)
                 continue

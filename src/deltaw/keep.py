@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deltaw.blocks import Block, view_of
 from deltaw.errors import StateError
+from deltaw.pages import held_copy
 from deltaw.record import Mix
 from deltaw.worn import Adapters
 
@@ -132,7 +133,7 @@ class Original:
 
         Args:
             block: which one.
-            before: its values before, a copy that nobody else holds.
+            before: its values before.
             now: its values now.
         """
         self.pieces.append((block, keep_bits(before, now)))
@@ -164,7 +165,7 @@ def keep_bits(before: Tensor, after: Tensor) -> Bits:
     """Store what is needed to get a weight's bits back after other values were written to it.
 
     Args:
-        before: a copy of the weight as it was, or of a block of it; it may be kept as it is.
+        before: the weight as it was, or a block of it; it is copied where it is kept.
         after: what stands there now, same shape and dtype.
 
     Returns:
@@ -192,7 +193,7 @@ def keep_bits(before: Tensor, after: Tensor) -> Bits:
             bits.narrow, bits.index, bits.wide = difference.to(_INT[width]), outside, difference[outside]
     if best == full or not torch.equal(bits.before(new), old):
         bits.narrow = bits.index = bits.wide = None
-        bits.copy = old
+        bits.copy = held_copy(old)
     return bits
 
 

@@ -19,6 +19,7 @@ from deltaw.functional import all_finite
 from deltaw.keep import Kept, Original, check_unchanged, restore
 from deltaw.layer import container_of, put_back, take_off
 from deltaw.layers import weight_of
+from deltaw.pages import Scratch
 from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Mix, Record, record_of
 from deltaw.refuse import is_sharded
@@ -179,7 +180,7 @@ def check_changes(root: nn.Module, record: Record, mix: Mix, changes: list[Chang
 
 def _write(kept: Kept, changes: list[Change]) -> tuple[int, list[str]]:
     """Write every change, keeping the originals if they are wanted; returns their bytes and the unchanged weights."""
-    full, unchanged = 0, []
+    full, unchanged, scratch = 0, [], Scratch()
     for change in changes if kept.dropped else ():
         # nothing could be taken back, so what may fail is tried before anything is written
         if not change.safe:
@@ -187,11 +188,11 @@ def _write(kept: Kept, changes: list[Change]) -> tuple[int, list[str]]:
     for change in changes:
         parameter = change.parameter.data
         if kept.dropped:
-            changed = change.write(parameter)
+            changed = change.write(parameter, scratch=scratch)
         else:
             original = Original(change.parameter, change.where, parameter.dtype)
             kept.originals.append(original)
-            changed = change.write(parameter, original.keep)
+            changed = change.write(parameter, original.keep, scratch)
         unchanged += [] if changed else [change.where]
         full += parameter.numel() * parameter.element_size()
     return full, unchanged
