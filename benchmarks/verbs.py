@@ -28,8 +28,11 @@ import deltaw as dw
 ADAPTED = "all linear, r 16"
 SWITCHES = 100
 LIMIT = 1.0
-PARTS = ("merge", "unmerge")
-"""Judged together: what a merge that can be undone costs, there and back."""
+CHECKED = "PEFT, safe_merge"
+"""PEFT's merge with the check for values that are not finite, which deltaw's always has."""
+MERGE, UNMERGE, BOTH = "merge", "unmerge", "merge and unmerge"
+UNJUDGED = ((MERGE, "PEFT"),)
+"""PEFT's unchecked merge keeps nothing: it is judged together with the way back."""
 Measures = dict[str, Callable[[], float]]
 
 
@@ -83,14 +86,17 @@ def files(base: nn.Module, ours: nn.Module, theirs: Any, place: Path) -> dict[st
 
 def merges(ours: nn.Module, theirs: Any) -> dict[str, Measures]:
     """Merging, and back; each measure leaves the model as the other wants it."""
+    careful = copy.deepcopy(theirs)
     return {
-        "merge": {
+        MERGE: {
             "deltaw": lambda: cpu_seconds(lambda: dw.merge(ours)),
             "PEFT": lambda: cpu_seconds(theirs.merge_adapter),
+            CHECKED: lambda: cpu_seconds(lambda: careful.merge_adapter(safe_merge=True)),
         },
-        "unmerge": {
+        UNMERGE: {
             "deltaw": lambda: cpu_seconds(lambda: dw.unmerge(ours)),
             "PEFT": lambda: cpu_seconds(theirs.unmerge_adapter),
+            CHECKED: lambda: cpu_seconds(careful.unmerge_adapter),
         },
     }
 
@@ -136,18 +142,18 @@ def main() -> None:
             taken[verb] = take_turns(measured, options.rounds)
         taken["merge for good (keep=False; merge_and_unload)"] = take_turns(finals(ours, theirs), options.rounds)
         taken |= pairs(merges(ours, theirs), options.rounds)
-    taken["merge and unmerge"] = {
-        who: [sum(both) for both in zip(taken["merge"][who], taken["unmerge"][who], strict=True)]
-        for who in ("deltaw", "PEFT")
+    taken[BOTH] = {
+        who: [sum(both) for both in zip(taken[MERGE][who], taken[UNMERGE][who], strict=True)] for who in taken[MERGE]
     }
     lines, rows = [], []
     for verb, found in taken.items():
         unit, factor = ("us", 1e6) if verb == "switch" else ("CPU ms", 1e3)
-        ours_theirs = [f"{statistics.median(found[who]) * factor:.1f} {unit}" for who in ("deltaw", "PEFT")]
-        spread = ratio(found["deltaw"], found["PEFT"])
-        lines.append([verb, *ours_theirs, str(spread)])
-        rows.append(Row(work=f"verbs: {verb}", against="PEFT", ours=ours_theirs[0], theirs=ours_theirs[1],
-                        ratio=spread, limit=None if verb in PARTS else LIMIT))  # fmt: skip
+        medians = {who: f"{statistics.median(values) * factor:.1f} {unit}" for who, values in found.items()}
+        for who in [other for other in medians if other != "deltaw"]:
+            spread = ratio(found["deltaw"], found[who])
+            lines.append([verb, who, medians["deltaw"], medians[who], str(spread)])
+            rows.append(Row(work=f"verbs: {verb}", against=who, ours=medians["deltaw"], theirs=medians[who],
+                            ratio=spread, limit=None if (verb, who) in UNJUDGED else LIMIT))  # fmt: skip
     text = [
         f"Medians of {options.rounds} rounds after two, taking turns, one thread. By `python benchmarks/verbs.py`.",
         f"switch: wall time between two adapters on 224 linears, deltaw's the mean of {SWITCHES} switches. Others:",
@@ -155,7 +161,7 @@ def main() -> None:
         "checks the base's fingerprint; its merge rounds once and keeps the base's exact bits, which unmerge restores,",
         "where PEFT subtracts.",
         "",
-        *markdown(["verb", "deltaw", "PEFT", "deltaw / PEFT"], lines),
+        *markdown(["verb", "against", "deltaw", "other", "deltaw / other"], lines, words=2),
     ]
     write("verbs", options, "Switching, saving, loading, merging", text, rows)
 

@@ -20,7 +20,7 @@ from deltaw.errors import StateError
 from deltaw.functional import all_finite, compute_dtype
 from deltaw.layer import container_of
 from deltaw.layers import Kind, kind_of
-from deltaw.pages import Scratch
+from deltaw.pages import Room
 from deltaw.record import Mix, Record
 from deltaw.worn import FullCopy, Twin
 
@@ -53,17 +53,17 @@ class Change:
     def write(
         self,
         target: Tensor,
-        keep: Callable[[Block | None, Tensor, Tensor], None] | None = None,
-        scratch: Scratch | None = None,
+        keep: Callable[[Block | None, Tensor, Tensor], bool] | None = None,
+        room: Room | None = None,
     ) -> bool:
         """Turn the base's values into those that are to stand there.
 
         Args:
             target: the base's values, changed in place; a copy of the parameter, or the parameter itself where nothing
                 can fail or everything is kept.
-            keep: told of each written block: (block, what stood there before, the block); what stood there is good
-                for the call alone.
-            scratch: room that several changes share.
+            keep: told of each written block: (block, what stood there before, the block); it says whether it holds on
+                to what stood there.
+            room: memory for what stood there.
 
         Returns:
             Whether a bit changed.
@@ -72,21 +72,20 @@ class Change:
             StateError: if finite values became infinite; this block is written by then.
         """
         apart, changed = target.data_ptr() != self.parameter.data_ptr(), False
-        scratch = Scratch() if scratch is None else scratch
+        room = Room() if room is None else room
         for block, step in self.steps():
             now, before = view_of(target, block), None
             if apart:
                 before = view_of(self.parameter.data, block)
             elif keep is not None or not changed:
-                before = scratch.copy(now)
+                before = room.copy(now)
             if before is None:
                 step(now)
                 continue
             try:
                 step(now)
                 changed = changed or _differ(now, before)
-                if keep is not None:
-                    keep(block, before, now)
+                held = keep is not None and keep(block, before, now)
             except BaseException:
                 # what is not kept yet, nobody else can take back
                 now.copy_(before)
@@ -99,6 +98,8 @@ class Change:
                     expected="finite numbers",
                     hint="merge in bfloat16 or float32: model.to(torch.float32) before attach.",
                 )
+            if not held:
+                room.give_back(before)
         return changed
 
     def computed(self) -> tuple[Tensor, bool]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltaw.blocks import Block, view_of
 from deltaw.errors import StateError
-from deltaw.pages import held_copy
+from deltaw.pages import Room
 from deltaw.record import Mix
 from deltaw.worn import Adapters
 
@@ -62,8 +62,19 @@ def _some(bits: Tensor) -> Tensor:
     return bits[: bits.numel() // runs * runs].view(runs, -1)[:, :_RUN] if runs else bits
 
 
-def _share_outside(difference: Tensor, limits: torch.iinfo) -> float:
-    return int(((difference < limits.min) | (difference > limits.max)).sum()) / max(1, difference.numel())
+def _worth_trying(old: Tensor, new: Tensor) -> list[int]:
+    """Widths in bytes at which the difference of two patterns may take less room than a copy, narrowest first."""
+    full, widths = old.element_size(), list[int]()
+    # a look at some values spares passes over all of them
+    sizes = (_some(old) - _some(new)).abs()
+    for width in (w for w in (4, 2, 1) if w < full):
+        outside = int((sizes > torch.iinfo(_INT[width]).max).sum()) / max(1, sizes.numel())
+        listed = 0.8 * (8 + full) * outside
+        if 1 + listed >= full:
+            break  # no fewer are outside of a narrower type
+        if width + listed < full:
+            widths.insert(0, width)
+    return widths
 
 
 @dataclass(kw_only=True)
@@ -128,15 +139,30 @@ class Original:
         """Memory held."""
         return sum(bits.num_bytes for _, bits in self.pieces)
 
-    def keep(self, block: Block | None, before: Tensor, now: Tensor) -> None:
+    def keep(self, block: Block | None, before: Tensor, now: Tensor) -> bool:
         """Remember a block that was written.
 
         Args:
             block: which one.
-            before: its values before.
+            before: its values before, a copy that nobody else holds.
             now: its values now.
+
+        Returns:
+            Whether that copy is held on to.
         """
-        self.pieces.append((block, keep_bits(before, now)))
+        bits = keep_bits(before, now)
+        self.pieces.append((block, bits))
+        return bits.copy is not None and bits.copy.data_ptr() == before.data_ptr()
+
+    def give_back(self, room: Room) -> None:
+        """Let go of what was kept; there is no way back after.
+
+        Args:
+            room: where the copies come from.
+        """
+        for _, bits in self.pieces:
+            room.give_back(bits.copy)
+        self.pieces = []
 
 
 @dataclass
@@ -165,7 +191,7 @@ def keep_bits(before: Tensor, after: Tensor) -> Bits:
     """Store what is needed to get a weight's bits back after other values were written to it.
 
     Args:
-        before: the weight as it was, or a block of it; it is copied where it is kept.
+        before: a copy of the weight as it was, or of a block of it; it may be kept as it is.
         after: what stands there now, same shape and dtype.
 
     Returns:
@@ -179,12 +205,10 @@ def keep_bits(before: Tensor, after: Tensor) -> Bits:
     old, new = _bits(before), _bits(after)
     bits = Bits(checksum=_checksum(new))
     best = full = old.numel() * old.element_size()
-    # a look at some values spares passes over all of them for forms that would not be smaller
-    sample = _some(old) - _some(new)
-    for width in (w for w in (1, 2, 4) if w < old.element_size()):
+    for width in _worth_trying(old, new):
         limits, entry = torch.iinfo(_INT[width]), 8 + old.element_size()
-        if old.numel() * (width + 0.8 * entry * _share_outside(sample, limits)) >= best:
-            continue
+        if old.numel() * width >= best:
+            break
         difference = old - new
         outside = ((difference < limits.min) | (difference > limits.max)).nonzero().view(-1)
         num_bytes = old.numel() * width + outside.numel() * entry
@@ -193,7 +217,7 @@ def keep_bits(before: Tensor, after: Tensor) -> Bits:
             bits.narrow, bits.index, bits.wide = difference.to(_INT[width]), outside, difference[outside]
     if best == full or not torch.equal(bits.before(new), old):
         bits.narrow = bits.index = bits.wide = None
-        bits.copy = held_copy(old)
+        bits.copy = old
     return bits
 
 

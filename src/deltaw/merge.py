@@ -19,7 +19,7 @@ from deltaw.functional import all_finite
 from deltaw.keep import Kept, Original, check_unchanged, restore
 from deltaw.layer import container_of, put_back, take_off
 from deltaw.layers import weight_of
-from deltaw.pages import Scratch
+from deltaw.pages import Room
 from deltaw.pretrained import stand_down, stand_in
 from deltaw.record import RECORD, Mix, Record, record_of
 from deltaw.refuse import is_sharded
@@ -178,9 +178,9 @@ def check_changes(root: nn.Module, record: Record, mix: Mix, changes: list[Chang
     _check_finite(record, mix)
 
 
-def _write(kept: Kept, changes: list[Change]) -> tuple[int, list[str]]:
+def _write(kept: Kept, changes: list[Change], room: Room) -> tuple[int, list[str]]:
     """Write every change, keeping the originals if they are wanted; returns their bytes and the unchanged weights."""
-    full, unchanged, scratch = 0, [], Scratch()
+    full, unchanged = 0, []
     for change in changes if kept.dropped else ():
         # nothing could be taken back, so what may fail is tried before anything is written
         if not change.safe:
@@ -188,11 +188,11 @@ def _write(kept: Kept, changes: list[Change]) -> tuple[int, list[str]]:
     for change in changes:
         parameter = change.parameter.data
         if kept.dropped:
-            changed = change.write(parameter, scratch=scratch)
+            changed = change.write(parameter, room=room)
         else:
             original = Original(change.parameter, change.where, parameter.dtype)
             kept.originals.append(original)
-            changed = change.write(parameter, original.keep, scratch)
+            changed = change.write(parameter, original.keep, room)
         unchanged += [] if changed else [change.where]
         full += parameter.numel() * parameter.element_size()
     return full, unchanged
@@ -240,7 +240,7 @@ def merge(model: nn.Module, choice: str | Mapping[str, float] | None = None, *, 
     check_changes(root, record, mix, changes)
     kept = Kept(mix, dropped=not keep)
     try:
-        full, unchanged = _write(kept, changes)
+        full, unchanged = _write(kept, changes, record.room)
     except BaseException:
         for original in reversed(kept.originals):
             restore(original)
@@ -281,6 +281,9 @@ def _check_present(root: nn.Module, kept: Kept) -> list[list[Tensor] | None]:
 def unmerge(model: nn.Module) -> UnmergeReport:
     """Give the base its exact bits back and put the adapters on again.
 
+    The memory of the kept bits is the system's from then on: it takes it when it needs it, and a merge before that uses
+    it again without asking for more.
+
     Args:
         model: a merged model.
 
@@ -305,6 +308,7 @@ def unmerge(model: nn.Module) -> UnmergeReport:
         )  # fmt: skip
     for original, merged in zip(kept.originals, _check_present(root, kept), strict=True):
         restore(original, merged)
+        original.give_back(record.room)
     for _, module, container in kept.containers:
         put_back(module, container)
     stand_in(root)

@@ -1,72 +1,85 @@
-"""Memory for large copies: written once and held, or used again and again.
+"""Memory for the copies that a merge keeps, lent again at the next merge.
 
-Memory that a process has not used before costs a fault a page. At 4 KiB a page that is several times the copy itself;
-on huge pages, where the system has them, it is little.
+Memory that a process has not used before costs a fault a page, several times the copy that is written to it. So what an
+unmerge no longer needs is not unmapped: the system may take it whenever it is short (``MADV_FREE``), and a later merge
+writes to what is still there. The pages are huge where the system has such, for fewer faults the first time.
 """
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+from collections import defaultdict
+from weakref import WeakValueDictionary
 
-import torch
-from torch import Tensor
+from torch import Tensor, frombuffer
 
-__all__ = ["Scratch", "held_copy"]
+__all__ = ["Room"]
 
-_HUGE = 1 << 21
-"""Bytes of a huge page; what is smaller comes from the allocator."""
+_LEAST = 1 << 20
+"""Bytes; the allocator serves what is smaller."""
 _PRIVATE = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
-_ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)
+_HUGE, _FREE = getattr(mmap, "MADV_HUGEPAGE", None), getattr(mmap, "MADV_FREE", None)
 
 
-def held_copy(tensor: Tensor) -> Tensor:
-    """Copy a tensor into memory of its own, on huge pages where the system lends them.
-
-    Args:
-        tensor: contiguous, on the CPU.
-
-    Returns:
-        A tensor like it.
+class Room:
+    """Copies of tensors, in memory that is used again after it was given back.
 
     Example:
-        >>> held_copy(torch.tensor([1.5, -0.0]))
-        tensor([1.5000, -0.0000])
-    """
-    size = tensor.numel() * tensor.element_size()
-    if _ADVICE is None or size < _HUGE:
-        return tensor.clone()
-    try:
-        memory = mmap.mmap(-1, size, flags=_PRIVATE)
-        memory.madvise(_ADVICE)
-    except OSError:
-        # no room for a mapping, or a system built without huge pages
-        return tensor.clone()
-    return torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape).copy_(tensor)
-
-
-class Scratch:
-    """Memory that copies take turns in: each copy ends the one before.
-
-    Example:
-        >>> scratch = Scratch()
-        >>> first = scratch.copy(torch.ones(4))
-        >>> scratch.copy(torch.zeros(2)), first
-        (tensor([0., 0.]), tensor([0., 0., 1., 1.]))
+        >>> room = Room()
+        >>> held = room.copy(torch.arange(4))
+        >>> held
+        tensor([0, 1, 2, 3])
+        >>> room.give_back(held)
     """
 
     def __init__(self) -> None:
-        self._room: Tensor | None = None
+        self._lent: WeakValueDictionary[int, mmap.mmap] = WeakValueDictionary()
+        self._spare: defaultdict[int, list[mmap.mmap]] = defaultdict(list)
+
+    def __reduce__(self) -> tuple[type[Room], tuple[()]]:
+        """A copy starts empty."""
+        return Room, ()
 
     def copy(self, tensor: Tensor) -> Tensor:
         """Copy a tensor.
 
         Args:
-            tensor: any shape, dtype and device; more room is made where it needs more.
+            tensor: any; what is not on the CPU is copied on its device, by the allocator.
 
         Returns:
-            A contiguous tensor of its shape, good until the next copy.
+            A contiguous tensor like it, whose memory is freed with it unless it is given back.
         """
-        room, count = self._room, tensor.numel()
-        if room is None or room.numel() < count or (room.dtype, room.device) != (tensor.dtype, tensor.device):
-            self._room = room = torch.empty(count, dtype=tensor.dtype, device=tensor.device)
-        return room[:count].view(tensor.shape).copy_(tensor)
+        size = tensor.numel() * tensor.element_size()
+        memory = self._mapping(size) if tensor.device.type == "cpu" and size >= _LEAST else None
+        if memory is None:
+            return tensor.contiguous() if not tensor.is_contiguous() else tensor.clone()
+        copied = frombuffer(memory, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape).copy_(tensor)
+        self._lent[copied.data_ptr()] = memory
+        return copied
+
+    def give_back(self, copied: Tensor | None) -> None:
+        """Let the memory of a copy be taken by the system, or by the next copy.
+
+        Args:
+            copied: what ``copy`` returned, which nobody may read any more; anything else is left alone.
+        """
+        memory = None if copied is None else self._lent.pop(copied.data_ptr(), None)
+        if memory is not None and _FREE is not None:
+            memory.madvise(_FREE)
+            self._spare[len(memory)].append(memory)
+
+    def _mapping(self, size: int) -> mmap.mmap | None:
+        """A mapping of that size, or None where the system gives none."""
+        if _FREE is None:
+            return None
+        if self._spare[size]:
+            return self._spare[size].pop()
+        try:
+            memory = mmap.mmap(-1, size, flags=_PRIVATE)
+        except OSError:
+            return None
+        if _HUGE is not None:
+            with contextlib.suppress(OSError):  # a system built without them
+                memory.madvise(_HUGE)
+        return memory

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from deltaw.config import LoRAConfig
 from deltaw.errors import StateError, nearest
+from deltaw.pages import Room
 from deltaw.routing import Route, Seats
 from deltaw.tree import base_modules, require_model
 
@@ -105,7 +106,7 @@ class Worn:
     linear: bool = True
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Record:
     """What one model wears.
 
@@ -115,6 +116,7 @@ class Record:
         modules: path -> every module whose class was exchanged.
         flags: parameter name -> requires_grad before the first attach.
         merged: what an unmerge needs, while merged.
+        room: memory for what a merge keeps.
         overrides: number of contexts that override the mix; lets the forward skip the context variable.
         hook: handle of the model's hook on loading state dicts.
         loading: the missing keys of the last load, and whether its state dict spoke of adapters.
@@ -127,6 +129,7 @@ class Record:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     flags: dict[str, bool] = field(default_factory=dict)
     merged: Kept | None = None
+    room: Room = field(default_factory=Room)
     overrides: int = 0
     hook: Any = None
     loading: tuple[list[str], bool] = field(default_factory=lambda: ([], False))
