@@ -31,8 +31,6 @@ LIMIT = 1.0
 CHECKED = "PEFT, safe_merge"
 """PEFT's merge with the check for values that are not finite, which deltaw's always has."""
 MERGE, UNMERGE, BOTH = "merge", "unmerge", "merge and unmerge"
-UNJUDGED = ((MERGE, "PEFT"),)
-"""PEFT's unchecked merge keeps nothing: it is judged together with the way back."""
 Measures = dict[str, Callable[[], float]]
 
 
@@ -153,7 +151,7 @@ def main() -> None:
             spread = ratio(found["deltaw"], found[who])
             lines.append([verb, who, medians["deltaw"], medians[who], str(spread)])
             rows.append(Row(work=f"verbs: {verb}", against=who, ours=medians["deltaw"], theirs=medians[who],
-                            ratio=spread, limit=None if (verb, who) in UNJUDGED else LIMIT))  # fmt: skip
+                            ratio=spread, limit=LIMIT))  # fmt: skip
     text = [
         f"Medians of {options.rounds} rounds after two, taking turns, one thread. By `python benchmarks/verbs.py`.",
         f"switch: wall time between two adapters on 224 linears, deltaw's the mean of {SWITCHES} switches. Others:",

@@ -47,8 +47,9 @@ def _checksum(bits: Tensor) -> tuple[int, ...]:
     bits = F.pad(bits, (0, short)) if short else bits
     words = bits.view(torch.int64)
     whole = words[: len(words) // _ROW * _ROW].view(-1, _ROW)
-    sums = (torch.cat([whole.sum(1), words[whole.numel() :]]), whole.sum(0))
-    return tuple(int((each * _odd(len(each), seed)).sum()) for seed, each in enumerate(sums))
+    rows, rest = whole.sum(1), words[whole.numel() :]
+    rows = torch.cat([rows, rest]) if len(rest) else rows
+    return tuple(int(each.dot(_odd(len(each), seed))) for seed, each in enumerate((rows, whole.sum(0))))
 
 
 @functools.lru_cache(maxsize=16)
@@ -150,7 +151,8 @@ class Original:
         Returns:
             Whether that copy is held on to.
         """
-        bits = keep_bits(before, now)
+        # where the first block had to be copied, the others are
+        bits = keep_bits(before, now, narrow=not self.pieces or self.pieces[0][1].copy is None)
         self.pieces.append((block, bits))
         return bits.copy is not None and bits.copy.data_ptr() == before.data_ptr()
 
@@ -187,12 +189,13 @@ class Kept:
         return sum(original.num_bytes for original in self.originals)
 
 
-def keep_bits(before: Tensor, after: Tensor) -> Bits:
+def keep_bits(before: Tensor, after: Tensor, *, narrow: bool = True) -> Bits:
     """Store what is needed to get a weight's bits back after other values were written to it.
 
     Args:
         before: a copy of the weight as it was, or of a block of it; it may be kept as it is.
         after: what stands there now, same shape and dtype.
+        narrow: whether to look for a form smaller than a copy.
 
     Returns:
         The stored bits; ``num_bytes`` tells their size.
@@ -205,7 +208,7 @@ def keep_bits(before: Tensor, after: Tensor) -> Bits:
     old, new = _bits(before), _bits(after)
     bits = Bits(checksum=_checksum(new))
     best = full = old.numel() * old.element_size()
-    for width in _worth_trying(old, new):
+    for width in _worth_trying(old, new) if narrow else ():
         limits, entry = torch.iinfo(_INT[width]), 8 + old.element_size()
         if old.numel() * width >= best:
             break
