@@ -89,6 +89,13 @@ def test_a_row_runs_its_commands_and_leaves_a_record(tmp_path: Path) -> None:
     assert told == list(record.steps) == ["deltaw paper counts --group lora --json"]
 
 
+@pytest.mark.parametrize(("last", "expected"), [({}, 0.5), ({"accuracy": 0.7}, 0.7)])
+def test_a_glue_row_has_what_its_last_step_had(last: dict[str, float], expected: float) -> None:
+    train = {"before": {"accuracy": 0.4}, "after": {"accuracy": 0.5}, "last": last, "parameters": 9}
+    values = ROWS["glue/rte-lora"].values({"train": train}, Path())
+    assert values == {"RTE": expected, "before": 0.4, "parameters": 9}
+
+
 def test_a_step_that_fails_is_shown_with_its_words(tmp_path: Path) -> None:
     row = simple({"count": ("paper", "counts", "--grupo", "{data}", "--json")})
     with pytest.raises(StateError, match=r"--grupo") as caught:

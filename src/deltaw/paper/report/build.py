@@ -124,8 +124,14 @@ def _head(printed: PrintedTable, compared: Compared) -> tuple[str, ...]:
     head = ["", "values trained"]
     for column, value, _ in compared.columns:
         head += [f"{column} paper"] if column else []
-        head += [f"{value if column in ('', value) else column} ours"] if value else []
+        head += [_ours_head(column, value)] if value else []
     return tuple(head)
+
+
+def _ours_head(column: str, value: str) -> str:
+    """How a column of ours is called; what it leaves out of the paper's is said."""
+    _, _, less = value.partition(f"{column}, ")
+    return f"{column or value} ours" + (f" ({less})" if column and less else "")
 
 
 def _compare(printed: PrintedTable, compared: Compared, rows: Rows) -> list[tuple[str, ...]]:

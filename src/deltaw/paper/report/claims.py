@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 
+from deltaw.paper.reproduce.glue import TASKS
 from deltaw.paper.reproduce.records import Record
 
 __all__ = ["CLAIMS", "claims"]
@@ -29,6 +30,23 @@ def value(rows: Rows, row: str, name: str) -> float:
         KeyError: if there is no such record or value.
     """
     return statistics.fmean(record.values[name] for record in rows[row])
+
+
+def middle(rows: Rows, row: str, name: str) -> float:
+    """The median of a value over a row's seeds, as the paper has it for GLUE.
+
+    Args:
+        rows: the records by row.
+        row: which.
+        name: of the value.
+
+    Returns:
+        The median.
+
+    Raises:
+        KeyError: if there is no such record or value.
+    """
+    return statistics.median(record.values[name] for record in rows[row])
 
 
 def _on_par(rows: Rows) -> Verdict:
@@ -77,14 +95,14 @@ def _more_matrices(rows: Rows) -> Verdict:
 
 
 def _glue(rows: Rows) -> Verdict:
-    titles = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
-    run = {task: title for task, title in titles.items() if f"glue/{task}-lora" in rows or task == "sst2"}
     text, judged = [], []
-    for task, title in run.items():
-        lora, full = (value(rows, f"glue/{task}-{key}", title) for key in ("lora", "full"))
-        learned = full > value(rows, f"glue/{task}-full", "before")
+    for task in TASKS:
+        if f"glue/{task.name}-lora" not in rows and task.name != "sst2":
+            continue
+        lora, full = (middle(rows, f"glue/{task.name}-{key}", task.title) for key in ("lora", "full"))
+        learned = full > middle(rows, f"glue/{task.name}-full", "before")
         judged += [lora >= full - 0.01] if learned else []
-        text.append(f"{title} {100 * lora:.1f} / {100 * full:.1f}" + ("" if learned else " (not learned)"))
+        text.append(f"{task.title} {100 * lora:.1f} / {100 * full:.1f}" + ("" if learned else " (not learned)"))
     return sum(judged) > len(judged) / 2, f"LoRA / FT: {', '.join(text)}"
 
 
@@ -114,7 +132,7 @@ def _from_mnli(rows: Rows) -> Verdict:
     titles = {"mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
     better, text = [], []
     for task, title in titles.items():
-        own, started = (value(rows, f"glue/{task}-{key}", title) for key in ("lora", "lora-from-mnli"))
+        own, started = (middle(rows, f"glue/{task}-{key}", title) for key in ("lora", "lora-from-mnli"))
         better.append(started > own)
         text.append(f"{title} {100 * own:.1f} / {100 * started:.1f}")
     return statistics.fmean(better), f"from nothing / from MNLI: {', '.join(text)}"
@@ -123,7 +141,7 @@ def _from_mnli(rows: Rows) -> Verdict:
 def _few(rows: Rows) -> Verdict:
     ahead, text = [], []
     for count in (100, 1000):
-        lora, full = (value(rows, f"low-data/sst2-{count}-{key}", "SST-2") for key in ("lora", "full"))
+        lora, full = (middle(rows, f"low-data/sst2-{count}-{key}", "SST-2") for key in ("lora", "full"))
         ahead.append(lora >= full)
         text.append(f"{count} examples {100 * lora:.1f} / {100 * full:.1f}")
     return statistics.fmean(ahead), f"LoRA / FT on SST-2: {', '.join(text)}"

@@ -66,9 +66,10 @@ def _train(task: _Task, method: tuple[str, ...], quick: bool, out: str, *, rows:
 
 
 def _values(task: _Task, printed: Outputs) -> Mapping[str, float]:
+    """What all steps together made: the state with the lowest loss may be the first, which learned nothing."""
     train = printed["train"]
     return {
-        task.title: train["after"][task.metric],
+        task.title: (train["last"] or train["after"])[task.metric],
         "before": train["before"][task.metric],
         "parameters": train["parameters"],
     }
