@@ -1,4 +1,4 @@
-"""Peak memory of a training step beyond the floor's: `python benchmarks/peak.py`, about 20 minutes.
+"""Peak memory of a training step beyond the floor's: `python benchmarks/peak.py`, about 50 minutes.
 
 Each competitor takes its first step in a process of its own. Measured is the highest resident set of the step less what
 was resident before it (the kernel's mark is set back just before), so that neither imports nor the making of the model
