@@ -12,7 +12,8 @@ import mmap
 from collections import defaultdict
 from weakref import WeakValueDictionary
 
-from torch import Tensor, frombuffer
+import torch
+from torch import Tensor
 
 __all__ = ["Room"]
 
@@ -54,7 +55,7 @@ class Room:
         memory = self._mapping(size) if tensor.device.type == "cpu" and size >= _LEAST else None
         if memory is None:
             return tensor.contiguous() if not tensor.is_contiguous() else tensor.clone()
-        copied = frombuffer(memory, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape).copy_(tensor)
+        copied = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape).copy_(tensor)
         self._lent[copied.data_ptr()] = memory
         return copied
 
