@@ -54,7 +54,7 @@ class Room:
         size = tensor.numel() * tensor.element_size()
         memory = self._mapping(size) if tensor.device.type == "cpu" and size >= _LEAST else None
         if memory is None:
-            return tensor.contiguous() if not tensor.is_contiguous() else tensor.clone()
+            return tensor.clone(memory_format=torch.contiguous_format)
         copied = torch.frombuffer(memory, dtype=tensor.dtype, count=tensor.numel()).view(tensor.shape).copy_(tensor)
         self._lent[copied.data_ptr()] = memory
         return copied

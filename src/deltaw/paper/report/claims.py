@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from deltaw.paper.reproduce.glue import TASKS
+from deltaw.paper.reproduce.glue import FROM_MNLI, TASKS
 from deltaw.paper.reproduce.records import Record
 
 __all__ = ["CLAIMS", "claims"]
@@ -15,38 +15,22 @@ Verdict = tuple[float, str]
 """How far a claim holds, 0 to 1, and the figures."""
 
 
-def value(rows: Rows, row: str, name: str) -> float:
-    """The mean of a value over a row's seeds.
+def value(rows: Rows, row: str, name: str, over: Callable[[Iterable[float]], float] = statistics.fmean) -> float:
+    """A value over a row's seeds.
 
     Args:
         rows: the records by row.
         row: which.
         name: of the value.
+        over: what is taken over the seeds; the paper has the median for GLUE and the mean for texts.
 
     Returns:
-        The mean.
+        The value.
 
     Raises:
         KeyError: if there is no such record or value.
     """
-    return statistics.fmean(record.values[name] for record in rows[row])
-
-
-def middle(rows: Rows, row: str, name: str) -> float:
-    """The median of a value over a row's seeds, as the paper has it for GLUE.
-
-    Args:
-        rows: the records by row.
-        row: which.
-        name: of the value.
-
-    Returns:
-        The median.
-
-    Raises:
-        KeyError: if there is no such record or value.
-    """
-    return statistics.median(record.values[name] for record in rows[row])
+    return over(record.values[name] for record in rows[row])
 
 
 def _on_par(rows: Rows) -> Verdict:
@@ -99,8 +83,8 @@ def _glue(rows: Rows) -> Verdict:
     for task in TASKS:
         if f"glue/{task.name}-lora" not in rows and task.name != "sst2":
             continue
-        lora, full = (middle(rows, f"glue/{task.name}-{key}", task.title) for key in ("lora", "full"))
-        learned = full > middle(rows, f"glue/{task.name}-full", "before")
+        lora, full = (value(rows, f"glue/{task.name}-{key}", task.title, statistics.median) for key in ("lora", "full"))
+        learned = full > value(rows, f"glue/{task.name}-full", "before", statistics.median)
         judged += [lora >= full - 0.01] if learned else []
         text.append(f"{task.title} {100 * lora:.1f} / {100 * full:.1f}" + ("" if learned else " (not learned)"))
     return sum(judged) > len(judged) / 2, f"LoRA / FT: {', '.join(text)}"
@@ -129,19 +113,22 @@ def _control(rows: Rows) -> Verdict:
 
 
 def _from_mnli(rows: Rows) -> Verdict:
-    titles = {"mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B"}
     better, text = [], []
-    for task, title in titles.items():
-        own, started = (middle(rows, f"glue/{task}-{key}", title) for key in ("lora", "lora-from-mnli"))
+    for task in FROM_MNLI:
+        own, started = (
+            value(rows, f"glue/{task.name}-{key}", task.title, statistics.median) for key in ("lora", "lora-from-mnli")
+        )
         better.append(started > own)
-        text.append(f"{title} {100 * own:.1f} / {100 * started:.1f}")
+        text.append(f"{task.title} {100 * own:.1f} / {100 * started:.1f}")
     return statistics.fmean(better), f"from nothing / from MNLI: {', '.join(text)}"
 
 
 def _few(rows: Rows) -> Verdict:
     ahead, text = [], []
     for count in (100, 1000):
-        lora, full = (middle(rows, f"low-data/sst2-{count}-{key}", "SST-2") for key in ("lora", "full"))
+        lora, full = (
+            value(rows, f"low-data/sst2-{count}-{key}", "SST-2", statistics.median) for key in ("lora", "full")
+        )
         ahead.append(lora >= full)
         text.append(f"{count} examples {100 * lora:.1f} / {100 * full:.1f}")
     return statistics.fmean(ahead), f"LoRA / FT on SST-2: {', '.join(text)}"

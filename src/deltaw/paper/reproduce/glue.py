@@ -10,7 +10,7 @@ from pathlib import Path
 from deltaw.paper.reproduce.row import Commands, Outputs, Row
 from deltaw.train.best import task_metric
 
-__all__ = ["ROWS"]
+__all__ = ["FROM_MNLI", "ROWS", "TASKS"]
 
 BATCH, ROWS_READ = 16, 8192
 LORA = ("--method", "lora", "--rank", "8", "--alpha", "16", "--target", "query", "--target", "value", "--lr", "1e-3")
@@ -51,6 +51,7 @@ TASKS = (
 )
 
 MNLI = next(task for task in TASKS if task.name == "mnli_9k")
+FROM_MNLI = tuple(task for task in TASKS if task.name in ("mrpc", "rte", "stsb"))
 FEW = dataclasses.replace(next(task for task in TASKS if task.name == "sst2"), steps=200)
 
 
@@ -136,6 +137,6 @@ def _few(count: int, key: str) -> Row:
 
 ROWS = (
     *(_row(task, key) for task in TASKS for key in METHODS),
-    *(_from_mnli(task) for task in TASKS if task.name in ("mrpc", "rte", "stsb")),
+    *(_from_mnli(task) for task in FROM_MNLI),
     *(_few(count, key) for count in (100, 1000) for key in ("full", "lora")),
 )
