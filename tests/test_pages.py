@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import deltaw as dw
+import deltaw.loralib as lora
 from deltaw import pages
+from deltaw.keep import Original
 from deltaw.pages import Room
 from deltaw.record import record_of
 
@@ -115,7 +117,27 @@ def test_merges_use_their_memory_again_and_models_do_not_share_it() -> None:
         assert all(map(torch.equal, before, (layer.weight for layer in each)))
 
 
+@mapped
+def test_a_layer_of_the_loralib_face_merges_into_the_same_memory() -> None:
+    layer = lora.Linear(1024, 1024, r=4)
+    torch.nn.init.normal_(layer.lora_B)
+    before = layer.weight.detach().clone()
+    seen, others = [], []
+    for _ in range(2):
+        layer.eval()
+        assert layer._original is not None and not torch.equal(layer.weight, before)
+        seen.append(_held([layer._original]))
+        layer.train()
+        assert torch.equal(layer.weight, before)
+        others.append(Room().copy(before))  # takes what was freed
+    assert len(seen[0]) == 1 and seen[0] == seen[1]
+
+
 def _places(model: torch.nn.Module) -> set[int]:
     kept = record_of(model, "look").merged
     assert kept is not None
-    return {bits.copy.data_ptr() for original in kept.originals for _, bits in original.pieces if bits.copy is not None}
+    return _held(kept.originals)
+
+
+def _held(originals: list[Original]) -> set[int]:
+    return {bits.copy.data_ptr() for original in originals for _, bits in original.pieces if bits.copy is not None}

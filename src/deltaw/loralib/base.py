@@ -28,6 +28,7 @@ from deltaw.initialize import seed_for
 from deltaw.keep import Original, restore
 from deltaw.layers import Kind
 from deltaw.merge import check_writable
+from deltaw.pages import Room
 from deltaw.sites import Part
 
 __all__ = ["NOTE", "Adapted", "AdapterDropout", "LoRALayer", "check_settings"]
@@ -175,6 +176,7 @@ class Adapted(LoRALayer, nn.Module):
         """Set what every layer has, after torch's own constructor and before the factors."""
         LoRALayer.__init__(self, r, lora_alpha, lora_dropout, merge_weights)
         self._original: Original | None = None
+        self._room = Room()
         self._stamp: tuple[object, ...] = ()
         self._folded: tuple[Tensor, ...] = ()
         # the module this one stands for and its weight's flag, for detach; a list hides it from the module tree
@@ -292,7 +294,7 @@ class Adapted(LoRALayer, nn.Module):
             check_writable(change)
             original = Original(self.weight, where, self.weight.dtype)
             try:
-                change.write(self.weight.data, original.keep)
+                change.write(self.weight.data, original.keep, self._room)
             except StateError:
                 restore(original)
                 raise
@@ -310,6 +312,7 @@ class Adapted(LoRALayer, nn.Module):
             now = self._parameters.get("weight")
             self._original.parameter = self._original.parameter if now is None else now
             restore(self._original)
+            self._original.give_back(self._room)
         self._forget()
 
     def _forget(self) -> None:
