@@ -11,21 +11,23 @@ from pathlib import Path
 
 from deltaw.paper.reproduce.row import Commands, Outputs, Row
 
-__all__ = ["ROWS"]
+__all__ = ["MODEL", "ROWS", "TIMES"]
 
 MODEL = "models/stories3M"
-STEPS, BATCH = 250, 16
+STEPS, BATCH, TRAINING_ROWS = 250, 16, 4096
+TIMES = 4
+"""How many times the steps and the training rows the rows of longer training take."""
 TEXTS = {"bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
 ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 
 
-def _commands(method: tuple[str, ...], whole: bool, quick: bool) -> Commands:
+def _commands(method: tuple[str, ...], whole: bool, quick: bool, times: int) -> Commands:
     """Train, answer, score; ``whole`` where the output is a model and no adapter."""
-    steps, answers, beams = (6, 8, 2) if quick else (STEPS, 0, 4)
+    steps, answers, beams = (6, 8, 2) if quick else (times * STEPS, 0, 4)
     data = ("--task", "e2e", "--data", "{data}/e2e")
     train = (
         "train", "--model", f"{{data}}/{MODEL}", *data, *method, "--steps", str(steps), "--batch-size", str(BATCH),
-        "--limit", "4096" if not quick else "256", "--label-smoothing", "0.1", "--warmup", "0.1",
+        "--limit", str(times * TRAINING_ROWS) if not quick else "256", "--label-smoothing", "0.1", "--warmup", "0.1",
         "--eval-every", "0", "--eval-limit", "500" if not quick else "32", "--save-every", "0", "--threads", "1",
         "--seed", "{seed}", "--output", "{out}/trained", "--overwrite", "--json",
     )  # fmt: skip
@@ -53,33 +55,33 @@ def _values(printed: Outputs, output: Path) -> Mapping[str, float]:
     }
 
 
-def _row(name: str, title: str, method: str, lr: float, *more: str, table: str = "table3") -> Row:
+def _row(name: str, title: str, method: str, lr: float, *more: str, table: str = "table3", times: int = 1) -> Row:
     words = ("--method", method, "--lr", f"{lr:g}", *more)
     return Row(
-        name=f"e2e/{name}",
+        name=f"e2e/{name}{'-long' if times > 1 else ''}",
         title=title,
         table=table,
         on="stories3M, a Llama-shaped decoder of 3.15M parameters pretrained on children's stories",
         inputs=("e2e/train.txt.gz", "e2e/valid.txt.gz", "e2e/test.txt.gz", MODEL),
-        commands=lambda quick: _commands(words, method == "full", quick),
+        commands=lambda quick: _commands(words, method == "full", quick, times),
         values=_values,
         settings={
             "method": " ".join(words),
-            "steps": STEPS,
+            "steps": times * STEPS,
             "batch": BATCH,
             "label smoothing": 0.1,
             "beams": 4,
             "length penalty": 0.9,
-            "training rows": 4096,
+            "training rows": times * TRAINING_ROWS,
         },
     )
 
 
-def _lora(letters: str, rank: int, table: str, lr: float = 4e-3, suffix: str = "") -> Row:
+def _lora(letters: str, rank: int, table: str, times: int = 1) -> Row:
     targets = [word for letter in letters for word in ("--target", ATTENTION[letter])]
     more = ("--rank", str(rank), "--alpha", "32", *targets)
     title = f"LoRA {','.join(letters)} r={rank}"
-    return _row(f"lora-{letters}-r{rank}{suffix}", title, "lora", lr, *more, table=table)
+    return _row(f"lora-{letters}-r{rank}", title, "lora", 4e-3, *more, table=table, times=times)
 
 
 ROWS = (
@@ -92,6 +94,8 @@ ROWS = (
     _row("prefix-layer", "PreLayer", "prefix-layer", 2e-2, "--prefix-length", "8", "--infix-length", "8"),
     _row("prefix-embedding", "PreEmbed", "prefix-embedding", 2e-2, "--prefix-length", "32", "--infix-length", "8"),
     *(_lora("qv", rank, "table18") for rank in (1, 2, 8, 64)),
+    _lora("qv", 4, "table3", TIMES),
+    _row("full", "FT", "full", 1e-3, times=TIMES),
     _lora("q", 8, "table5"),
     _lora("v", 8, "table5"),
     _lora("qkvo", 2, "table5"),

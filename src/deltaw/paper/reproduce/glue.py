@@ -10,13 +10,15 @@ from pathlib import Path
 from deltaw.paper.reproduce.row import Commands, Outputs, Row
 from deltaw.train.best import task_metric
 
-__all__ = ["FROM_MNLI", "ROWS", "TASKS"]
+__all__ = ["FROM_MNLI", "LONG", "ROWS", "TASKS", "TIMES"]
 
 BATCH, ROWS_READ = 16, 8192
+TIMES = 4
+"""How many times the steps the rows of longer training take."""
 LORA = ("--method", "lora", "--rank", "8", "--alpha", "16", "--target", "query", "--target", "value", "--lr", "1e-3")
 METHODS = {
     "full": ("FT", ("--method", "full", "--lr", "1e-4")),
-    "bias": ("BitFit", ("--method", "bias", "--lr", "1e-3")),
+    "bias": ("BitFit", ("--method", "bias", "--lr", "3e-3")),
     "adapter-h": ("Adapter H", ("--method", "adapter-h", "--bottleneck", "8", "--lr", "1e-3")),
     "lora": ("LoRA", LORA),
 }
@@ -52,6 +54,7 @@ TASKS = (
 
 MNLI = next(task for task in TASKS if task.name == "mnli_9k")
 FROM_MNLI = tuple(task for task in TASKS if task.name in ("mrpc", "rte", "stsb"))
+LONG = tuple(dataclasses.replace(task, steps=TIMES * task.steps) for task in TASKS if task.name in ("mrpc", "stsb"))
 FEW = dataclasses.replace(next(task for task in TASKS if task.name == "sst2"), steps=200)
 
 
@@ -83,7 +86,7 @@ def _settings(task: _Task, method: tuple[str, ...], rows: int = ROWS_READ) -> di
     }  # fmt: skip
 
 
-def _row(task: _Task, key: str) -> Row:
+def _row(task: _Task, key: str, suffix: str = "") -> Row:
     title, method = METHODS[key]
 
     def commands(quick: bool) -> Commands:
@@ -93,7 +96,7 @@ def _row(task: _Task, key: str) -> Row:
         return _values(task, printed)
 
     return Row(
-        name=f"glue/{task.name}-{key}", title=title, table="table2", on=ENCODER,
+        name=f"glue/{task.name}-{key}{suffix}", title=title, table="table2", on=ENCODER,
         inputs=(f"glue/{task.folder}", "{encoder}"), commands=commands, values=values, settings=_settings(task, method),
     )  # fmt: skip
 
@@ -138,5 +141,6 @@ def _few(count: int, key: str) -> Row:
 ROWS = (
     *(_row(task, key) for task in TASKS for key in METHODS),
     *(_from_mnli(task) for task in FROM_MNLI),
+    *(_row(task, key, "-long") for task in LONG for key in ("full", "lora")),
     *(_few(count, key) for count in (100, 1000) for key in ("full", "lora")),
 )
