@@ -45,13 +45,20 @@ def test_every_row_is_made_of_command_lines_that_exist(name: str, quick: bool) -
 
 
 def test_rows_of_one_family_differ_in_their_method_alone() -> None:
-    def rest(row: Row) -> list[str]:
-        words = list(row.commands(False)["train"])
-        start, stop = words.index("--method"), words.index("--steps")
-        return words[:start] + words[stop:]
+    def rest(row: Row) -> tuple[str, ...]:
+        words = row.commands(False)["train"]
+        start, stop = words.index("--data") + 2, words.index("--steps")
+        return (*words[:start], *words[stop:])
 
-    made = [rest(row) for row in ROWS.values() if row.family == "e2e"]
-    assert all(words == made[0] for words in made)
+    for family, tasks in (("e2e", 1), ("glue", 7)):
+        rows = [row for row in ROWS.values() if row.family == family]
+        longer = [row for row in rows if row.name.endswith("-long")]
+        assert len({rest(row) for row in rows if row not in longer}) == tasks
+        assert len({rest(row) for row in longer}) == len(longer) / 2
+        for row in longer:
+            short = ROWS[row.name.removesuffix("-long")]
+            assert row.settings["method"] == short.settings["method"]
+            assert row.settings["steps"] == 4 * short.settings["steps"]  # type: ignore[operator]
 
 
 def test_an_unknown_row_is_told_the_nearest() -> None:

@@ -75,6 +75,28 @@ def test_what_stood_beside_the_tensors_is_said(tmp_path: Path) -> None:
     assert any("not read: epoch, loss" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("shape", [(), (4,), (4, 0), (0, 4)])
+@pytest.mark.parametrize("name", PAIRS)
+def test_factors_without_a_rank_are_an_error_of_ours(tmp_path: Path, name: str, shape: tuple[int, ...]) -> None:
+    first, second, config = PAIRS[name]
+    torch.save({first: torch.zeros(shape), second: torch.zeros(shape)}, tmp_path / "adapter_model.bin")
+    stated = {**config, "lora_parameters": {"scale": 2.0, "alpha": 4.0}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(stated))
+    with pytest.raises(DeltawError):
+        open_any(tmp_path, alpha=2.0)
+    with pytest.raises(DeltawError):
+        open_any(tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "peft-grouped"])
+def test_factors_of_two_ranks_are_an_error_of_ours(tmp_path: Path, name: str) -> None:
+    first, second, config = PAIRS[name]
+    torch.save({first: torch.zeros(2, 5), second: torch.zeros(4, 3)}, tmp_path / "adapter_model.bin")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "lora_parameters": {"scale": 2.0}}))
+    with pytest.raises(DeltawError, match=r"rank|factor|parts"):
+        open_any(tmp_path, alpha=2.0)
+
+
 class Danger:
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -170,7 +192,7 @@ KEYS = st.sampled_from([
     "unet.q.lora.up.weight", "layers.0.attn.q_proj.lora_a.weight", "layers.0.attn.q_proj.lora_b.weight", "q.lora_a",
     "q.lora_b", "q.m", "transformer.h.0.attn.qkv.lora_A", "transformer.h.0.attn.qkv.lora_B", "", ".", "lora_A",
 ])  # fmt: skip
-SHAPES = st.sampled_from([(), (4,), (2, 4), (4, 2), (0, 4), (4, 4), (2, 4, 1), (4, 2, 1, 1), (12, 2)])
+SHAPES = st.sampled_from([(), (4,), (2, 4), (4, 2), (0, 4), (4, 0), (4, 4), (2, 4, 1), (4, 2, 1, 1), (12, 2)])
 CONFIGS = st.dictionaries(
     st.sampled_from(["peft_type", "r", "lora_alpha", "enable_lora", "lora_parameters", "fine_tune_type", "n_head"]),
     st.one_of(st.none(), st.integers(-3, 9), st.text(max_size=3), st.booleans(), st.lists(st.booleans(), max_size=3),

@@ -135,7 +135,7 @@ class Draft:
             have, lack = ("down (A)", "up (B)") if lora_B is None else ("up (B)", "down (A)")
             self.problems.append(f"'{origin}' has its {have} factor but not its {lack} factor")
             return None
-        if lora_A.dim() < 2 or lora_B.dim() < 2 or lora_A.shape[0] == 0:
+        if lora_A.dim() < 2 or lora_B.dim() < 2 or not lora_A.numel() or not lora_B.numel():
             shapes = f"A {tuple(lora_A.shape)} and B {tuple(lora_B.shape)}"
             self.problems.append(f"'{origin}': {shapes} are no factors")
             return None

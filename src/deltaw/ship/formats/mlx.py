@@ -52,8 +52,9 @@ def _read(source: Source, ask: Ask, draft: Draft) -> None:
         else:
             strays.append(key)
     draft.strays(strays, [], "is no part of a LoRA in this format")
-    ranks = {parts["lora_a"].shape[-1] for parts in stems.values() if "lora_a" in parts}
-    scale = _scale(source, draft, ask, max(ranks, default=1))
+    # a factor without a rank is a problem of its pair, which is told below
+    ranks = [parts["lora_a"].shape[-1] for parts in stems.values() if "lora_a" in parts and parts["lora_a"].dim()]
+    scale = _scale(source, draft, ask, max([1, *ranks]))
     for stem, parts in stems.items():
         pair = draft.pair(stem, parts.get("lora_a"), parts.get("lora_b"))
         if pair is None:

@@ -77,7 +77,7 @@ def _read_plain(source: Source, ask: Ask, draft: Draft) -> None:
     for path, parts in sorted(found.items()):
         ends = (_A, _B) if _A in parts or _B in parts else _TABLE
         pair = draft.pair(path, parts.get(ends[0]), parts.get(ends[1]))
-        if pair is None:
+        if pair is None or not draft.same_rank(path, pair):
             continue
         draft.add(
             path,
