@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from deltaw.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -58,3 +61,14 @@ def _help(words: list[str]) -> str:
 
 def _env() -> dict[str, str]:
     return {**os.environ, "COLUMNS": "200"}
+
+
+def test_the_paper_s_facts_come_by_the_commands_of_the_page(capsys: pytest.CaptureFixture[str]) -> None:
+    """Those that need no files run as they are written."""
+    text = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"## Facts, without weights\n\n```\n(.*?)```", text, re.DOTALL)
+    commands = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    assert len(commands) == 5
+    for words in commands:
+        assert main(words) == 0, (words, capsys.readouterr().err)
+        assert capsys.readouterr().out
