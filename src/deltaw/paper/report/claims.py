@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from deltaw.paper.reproduce import e2e
-from deltaw.paper.reproduce.glue import FROM_MNLI, LONG, TASKS, TIMES
+from deltaw.paper.reproduce.glue import FROM_MNLI, LONG, TASKS
 from deltaw.paper.reproduce.records import Record
+from deltaw.paper.reproduce.row import TIMES
 
 __all__ = ["CLAIMS", "claims"]
 
@@ -47,7 +47,7 @@ def _on_par(rows: Rows) -> Verdict:
     if "e2e/lora-qv-r4-long" in rows:
         lora, full = (value(rows, f"e2e/{row}-long", "BLEU") for row in ("lora-qv-r4", "full"))
         judged.append(lora >= full - 0.005)
-        text += f"; after {e2e.TIMES} times the steps {100 * lora:.1f} against {100 * full:.1f}"
+        text += f"; after {TIMES} times the steps {100 * lora:.1f} against {100 * full:.1f}"
     return statistics.fmean(judged), text
 
 
@@ -84,6 +84,12 @@ def _more_matrices(rows: Rows) -> Verdict:
     return min(losses["q,v r=4"], losses["q,k,v,o r=2"]) <= min(losses["q r=8"], losses["v r=8"]), f"loss {text}"
 
 
+def _lora_and_full(rows: Rows, row: str, name: str) -> tuple[float, float]:
+    """The medians of both; ``row`` has ``{}`` for the method."""
+    lora, full = (value(rows, row.format(key), name, statistics.median) for key in ("lora", "full"))
+    return lora, full
+
+
 def _glue(rows: Rows) -> Verdict:
     """By most of the tasks, and by most of those that were trained longer."""
     judged, texts = [], []
@@ -91,10 +97,7 @@ def _glue(rows: Rows) -> Verdict:
         made = [task for task in tasks if f"glue/{task.name}-lora{suffix}" in rows]
         on_par, text = [], []
         for task in made:
-            lora, full = (
-                value(rows, f"glue/{task.name}-{key}{suffix}", task.title, statistics.median)
-                for key in ("lora", "full")
-            )
+            lora, full = _lora_and_full(rows, f"glue/{task.name}-{{}}{suffix}", task.title)
             learned = full > value(rows, f"glue/{task.name}-full{suffix}", "before", statistics.median)
             on_par += [lora >= full - 0.01] if learned else []
             text.append(f"{task.title} {100 * lora:.1f} / {100 * full:.1f}" + ("" if learned else " (not learned)"))
@@ -142,9 +145,7 @@ def _from_mnli(rows: Rows) -> Verdict:
 def _few(rows: Rows) -> Verdict:
     ahead, text = [], []
     for count in (100, 1000):
-        lora, full = (
-            value(rows, f"low-data/sst2-{count}-{key}", "SST-2", statistics.median) for key in ("lora", "full")
-        )
+        lora, full = _lora_and_full(rows, f"low-data/sst2-{count}-{{}}", "SST-2")
         ahead.append(lora >= full)
         text.append(f"{count} examples {100 * lora:.1f} / {100 * full:.1f}")
     return statistics.fmean(ahead), f"LoRA / FT on SST-2: {', '.join(text)}"

@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from deltaw.paper.reproduce.row import Commands, Outputs, Row
+from deltaw.paper.reproduce.row import TIMES, Commands, Outputs, Row
 
-__all__ = ["MODEL", "ROWS", "TIMES"]
+__all__ = ["MODEL", "ROWS"]
 
 MODEL = "models/stories3M"
 STEPS, BATCH, TRAINING_ROWS = 250, 16, 4096
-TIMES = 4
-"""How many times the steps and the training rows the rows of longer training take."""
 TEXTS = {"bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
 ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaw.paper.reproduce.row import Commands, Outputs, Row
+from deltaw.paper.reproduce.row import TIMES, Commands, Outputs, Row
 from deltaw.train.best import task_metric
 
-__all__ = ["FROM_MNLI", "LONG", "ROWS", "TASKS", "TIMES"]
+__all__ = ["FROM_MNLI", "LONG", "ROWS", "TASKS"]
 
 BATCH, ROWS_READ = 16, 8192
-TIMES = 4
-"""How many times the steps the rows of longer training take."""
 LORA = ("--method", "lora", "--rank", "8", "--alpha", "16", "--target", "query", "--target", "value", "--lr", "1e-3")
 METHODS = {
     "full": ("FT", ("--method", "full", "--lr", "1e-4")),

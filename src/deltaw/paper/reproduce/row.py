@@ -9,7 +9,10 @@ from typing import Any
 
 from deltaw.errors import ConfigError
 
-__all__ = ["Commands", "Outputs", "Places", "Row"]
+__all__ = ["TIMES", "Commands", "Outputs", "Places", "Row"]
+
+TIMES = 4
+"""How many times the steps of a row its twin of longer training takes."""
 
 Commands = Mapping[str, tuple[str, ...]]
 """Name of a step -> the words after ``deltaw``. ``{data}``, ``{encoder}``, ``{seed}`` and ``{out}`` are filled in."""

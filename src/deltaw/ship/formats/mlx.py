@@ -52,13 +52,10 @@ def _read(source: Source, ask: Ask, draft: Draft) -> None:
         else:
             strays.append(key)
     draft.strays(strays, [], "is no part of a LoRA in this format")
-    # a factor without a rank is a problem of its pair, which is told below
-    ranks = [parts["lora_a"].shape[-1] for parts in stems.values() if "lora_a" in parts and parts["lora_a"].dim()]
-    scale = _scale(source, draft, ask, max([1, *ranks]))
-    for stem, parts in stems.items():
-        pair = draft.pair(stem, parts.get("lora_a"), parts.get("lora_b"))
-        if pair is None:
-            continue
+    found = {stem: draft.pair(stem, parts.get("lora_a"), parts.get("lora_b")) for stem, parts in stems.items()}
+    pairs = {stem: pair for stem, pair in found.items() if pair is not None}
+    scale = _scale(source, draft, ask, max((lora_a.shape[-1] for lora_a, _ in pairs.values()), default=1))
+    for stem, pair in pairs.items():
         if pair[0].dim() != 2 or pair[1].dim() != 2:
             draft.problems.append(f"'{stem}': {tuple(pair[0].shape)} is a stack of experts, which is no module")
             continue
@@ -72,7 +69,12 @@ def _read(source: Source, ask: Ask, draft: Draft) -> None:
         draft.add(
             stem,
             Update(
-                lora_A=flipped[0], lora_B=flipped[1], alpha=alpha, origin=stem, table=table, magnitude=parts.get("m")
+                lora_A=flipped[0],
+                lora_B=flipped[1],
+                alpha=alpha,
+                origin=stem,
+                table=table,
+                magnitude=stems[stem].get("m"),
             ),
         )
     _say_tables(draft)
