@@ -187,15 +187,10 @@ def test_one_adapter_under_two_names_of_one_module(tmp_path: Path) -> None:
     assert output(model, x).equal(output(again, x))
 
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "adapters"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data/adapters is not here")
-
-
 @pytest.mark.shared
-@needs_shared
-def test_the_grouped_layout_of_2023_is_refused_by_name() -> None:
+def test_the_grouped_layout_of_2023_is_refused_by_name(shared: Path) -> None:
     with pytest.raises(CheckpointError, match="enable_lora"):
-        dw.Adapter.open(SHARED / "bloom560m-mergedlinear")
+        dw.Adapter.open(shared / "adapters" / "bloom560m-mergedlinear")
 
 
 def _real(name: str) -> nn.Module:
@@ -208,13 +203,12 @@ def _real(name: str) -> nn.Module:
 
 @pytest.mark.shared
 @pytest.mark.slow
-@needs_shared
 @pytest.mark.parametrize(("name", "modules"), [("peft-gpt2-seqcls", 13), ("distilbert-imdb", 14)])
-def test_real_adapters_give_pefts_outputs(name: str, modules: int) -> None:
+def test_real_adapters_give_pefts_outputs(shared: Path, name: str, modules: int) -> None:
     base = seeded(lambda: _real(name))
     x = torch.randint(1, 5000, (2, 9), generator=torch.Generator().manual_seed(3))
     plain = output(base, x)
-    report = dw.load(base, SHARED / name)
+    report = dw.load(base, shared / "adapters" / name)
     assert report.applied == report.total == modules
     got = output(base, x)
     with dw.disabled(base):
@@ -222,7 +216,7 @@ def test_real_adapters_give_pefts_outputs(name: str, modules: int) -> None:
     with dw.active(base, "default"):
         assert not torch.allclose(got, plain)
     dw.detach(base)
-    theirs = peft_load(base, SHARED / name)
+    theirs = peft_load(base, shared / "adapters" / name)
     judged = output(theirs, x)
     exact = output(theirs.double(), x)
     size, own = exact.abs().max(), (judged.double() - exact).abs().max()

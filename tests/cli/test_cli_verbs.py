@@ -391,11 +391,9 @@ def test_inspect_warns(change: Any, said: str, place: Path, run: Run, tmp_path: 
     assert "warning: " in run("inspect", directory)
 
 
-def test_inspect_real_adapters(run: Run) -> None:
-    adapters = Path(__file__).parents[3] / "shared" / "data" / "adapters"
-    if not adapters.is_dir():
-        pytest.skip("../shared is absent")
-    found = run("inspect", adapters / "distilbert-imdb", "--json")
+@pytest.mark.shared
+def test_inspect_real_adapters(run: Run, shared: Path) -> None:
+    found = run("inspect", shared / "adapters" / "distilbert-imdb", "--json")
     assert found["facts"]["modules"] == 12 and "classifier.weight" in found["trained_in_full"]
 
 

@@ -19,8 +19,6 @@ import deltaw.loralib as lora
 from deltaw.errors import CheckpointError, ConfigError, TargetError
 from deltaw.ship.formats import open_any
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "adapters"
-
 
 class Net(nn.Module):
     """Every kind of layer, a norm and a head that is trained."""
@@ -265,11 +263,9 @@ def roberta() -> nn.Module:
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_the_released_roberta_adapter_by_both_roads(tmp_path: Path) -> None:
+def test_the_released_roberta_adapter_by_both_roads(shared: Path, tmp_path: Path) -> None:
     """The authors' MNLI file: 48 LoRA tensors, 294,912 values, and a head; alpha 16 is the one of their GLUE runs."""
-    file = SHARED / "loralib" / "roberta_base_lora_mnli.bin"
-    if not file.is_file():
-        pytest.skip("the shared data is not here")
+    file = shared / "adapters" / "loralib" / "roberta_base_lora_mnli.bin"
     import deltaw as dw
 
     model = roberta()

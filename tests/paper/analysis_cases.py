@@ -26,7 +26,6 @@ from deltaw.paper.analyses.within import within
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 PREFIX = "base_model.model."
 
 

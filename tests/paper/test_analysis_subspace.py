@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from analysis_cases import PREFIX, SHARED, made, orthonormal, piece
+from analysis_cases import PREFIX, made, orthonormal, piece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -277,11 +277,9 @@ def test_another_base_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-def test_the_stored_adapter_of_the_authors() -> None:
+def test_the_stored_adapter_of_the_authors(shared: Path) -> None:
     """24 matrices; the update of query in layer 11 has norm 2 x 6.39 at alpha 16, almost all in one direction."""
-    if not SHARED.is_dir():
-        pytest.skip("no ../shared/data")
-    adapter = open_adapter(SHARED / "adapters" / "loralib", alpha=16)
+    adapter = open_adapter(shared / "adapters" / "loralib", alpha=16)
     found = within(adapter)
     assert len(found.own) == 24 and {own.width for own in found.own} == {768} and {own.rank for own in found.own} == {8}
     last = next(own for own in found.own if own.label.endswith("11.attention.self.query"))

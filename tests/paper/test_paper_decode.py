@@ -180,10 +180,8 @@ def test_ends_are_the_end_token_and_a_blank_line_of_one_token() -> None:
 
 
 @pytest.mark.shared
-def test_the_end_ids_of_gpt2_are_the_references() -> None:
-    place = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizers" / "gpt2"
-    if not place.is_dir():
-        pytest.skip("no ../shared")
+def test_the_end_ids_of_gpt2_are_the_references(shared: Path) -> None:
+    place = shared / "tokenizers" / "gpt2"
     from transformers import AutoTokenizer
 
     model = types.SimpleNamespace(generation_config=types.SimpleNamespace(eos_token_id=50256))

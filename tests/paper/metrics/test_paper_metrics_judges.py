@@ -24,7 +24,6 @@ from deltaw.paper.metrics.ptb import ptb_tokens
 
 FOUND = json.loads(judges.GOLDEN.read_text(encoding="utf-8"))
 CASES = [(case["hypothesis"], case["references"]) for case in FOUND["cases"]]
-E2E = Path(__file__).parents[4] / "shared" / "data" / "e2e" / "test.txt.gz"
 needs_judges = pytest.mark.skipif(bool(judges.absent()), reason=f"the judges cannot be run: {judges.absent()}")
 
 
@@ -75,10 +74,9 @@ def test_the_judges_still_say_the_same() -> None:
 @needs_judges
 @pytest.mark.slow
 @pytest.mark.shared
-@pytest.mark.skipif(not E2E.is_file(), reason="../shared/data/e2e is not here")
-def test_e2e_texts_are_judged_alike() -> None:
+def test_e2e_texts_are_judged_alike(shared: Path) -> None:
     groups: dict[str, list[str]] = {}
-    with gzip.open(E2E, "rt", encoding="utf-8") as file:
+    with gzip.open(shared / "e2e" / "test.txt.gz", "rt", encoding="utf-8") as file:
         for line in file:
             inputs, _, text = line.strip().partition("||")
             groups.setdefault(inputs.strip(), []).append(text.strip())

@@ -13,7 +13,6 @@ import pytest
 
 from deltaw.paper.metrics import E2E_METRICS, METRICS, WEBNLG_METRICS, score
 
-E2E = Path(__file__).parents[4] / "shared" / "data" / "e2e" / "test.txt.gz"
 TOKENS = [text.lower().split() for text in naive.HYPOTHESES]
 GROUPS = [[text.lower().split() for text in group] for group in naive.REFERENCES]
 
@@ -24,12 +23,10 @@ def value(name: str, hypotheses: list[str], references: list[list[str]], **optio
 
 @pytest.mark.shared
 @pytest.mark.slow
-def test_first_human_reference_of_e2e_against_the_rest() -> None:
+def test_first_human_reference_of_e2e_against_the_rest(shared: Path) -> None:
     """Known answer of pymteval: BLEU 0.6118, NIST 8.9290 over the 616 inputs with two references or more."""
-    if not E2E.is_file():
-        pytest.skip("../shared is absent")
     groups: dict[str, list[str]] = {}
-    for line in gzip.decompress(E2E.read_bytes()).decode("utf-8").splitlines():
+    for line in gzip.decompress((shared / "e2e" / "test.txt.gz").read_bytes()).decode("utf-8").splitlines():
         record, text = line.split("||", 1)
         groups.setdefault(record, []).append(text.strip())
     several = [group for group in groups.values() if len(group) > 1]

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from deltaw.adapter import Adapter
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data" / "adapters"
-
 
 def value(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """A tensor that depends on its name and shape alone."""

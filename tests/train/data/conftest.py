@@ -13,15 +13,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from tokenizers_for_tests import byte_tokenizer, piece_tokenizer
 
-SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
-
-
-@pytest.fixture(scope="session")
-def shared() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip("no shared data beside the repository")
-    return SHARED
-
 
 @pytest.fixture(scope="session")
 def byte_base() -> Any:
