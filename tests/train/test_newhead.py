@@ -277,3 +277,32 @@ def test_a_warm_up_longer_than_the_run_is_not_silent(base: Path, files: Path, tm
     )  # fmt: skip
     run(config, (heard,), dry_run=True)
     assert "of the 250,000 tokens of its warm-up, and ends at its peak" in heard.text
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import BertConfig, BertModel
+
+    path = tmp_path_factory.mktemp("bert")
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=320, max_position_embeddings=70, pad_token_id=1, **shape)).save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("adapter", "frozen"),
+    [
+        ({"targets": ("query",)}, True),
+        ({"targets": ("query",), "train_also": ("pooler",)}, False),
+        ({"targets": ("pooler.dense", "query")}, False),
+        ({"method": "bias"}, True),
+        ({"method": "bias", "train_also": ("pooler",)}, False),
+        ({"method": "full"}, False),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_pooler_that_stays_is_told(bert: Path, tmp_path: Path, adapter: dict[str, Any], frozen: bool) -> None:
+    heard, rank = Sections(), {} if "method" in adapter else {"rank": 2}
+    run(settings(bert, rows(tmp_path / "rows.jsonl", 2), tmp_path / "out", **rank, **adapter), (heard,))
+    assert ("reads bert.pooler, which stays as the base has it; --train-also bert.pooler" in heard.text) == frozen

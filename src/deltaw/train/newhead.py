@@ -1,4 +1,4 @@
-"""Continuing from an adapter whose head is for other labels: the body's update stays, the head starts anew."""
+"""A head for new labels: what stays of an earlier adapter, and what the head reads."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+from torch.nn import Parameter
+
 from deltaw.adapter import Adapter
 from deltaw.errors import CheckpointError, ConfigError
 from deltaw.keys import PREFIX
 from deltaw.train.imprint import LABELS
 from deltaw.tree import base_state
 
-__all__ = ["HINT", "require_head", "with_new_head"]
+__all__ = ["HINT", "frozen_pooler", "require_head", "with_new_head"]
 
 HINT = "add --new-head to keep the adapter's update and train a new head"
 
@@ -96,3 +99,25 @@ def with_new_head(adapter: Adapter, model: Any, heads: Sequence[str]) -> tuple[A
     whose = "newly initialized" if heads else "the base's own"
     line = f"head of {adapter.where} left behind ({left}); {whose} and trained: {', '.join(new)}"
     return dataclasses.replace(adapter, tensors=tensors, raw=raw, metadata=metadata), line
+
+
+def frozen_pooler(model: nn.Module, trained: Sequence[tuple[str, Parameter]], heads: Sequence[str]) -> tuple[str, ...]:
+    """Tell of a dense layer between the base and a new head that stays as the base has it.
+
+    RoBERTa's new head brings its dense layer along; BERT's is the pooler, which belongs to the base.
+
+    Args:
+        model: with its adapter.
+        trained: the trainable parameters.
+        heads: modules that the base's files do not hold.
+
+    Returns:
+        A line for each such layer, none where its weight is trained.
+    """
+    poolers = [path for path, _ in model.named_modules() if path.rpartition(".")[2] == "pooler"] if heads else []
+    weights = [name for name, parameter in trained if parameter.dim() > 1]
+    return tuple(
+        f"the new head reads {path}, which stays as the base has it; --train-also {path} trains it too"
+        for path in poolers
+        if not any(name.startswith(f"{path}.") for name in weights)
+    )
