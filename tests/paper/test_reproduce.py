@@ -15,9 +15,7 @@ from deltaw.paper.reproduce.records import RESULTS, by_row, hash_of
 from deltaw.paper.reproduce.run import _shown
 from deltaw.paper.tables import TABLE_IDS
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 RECORDS = read_records(RESULTS)
-needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is absent")
 
 
 def parsed(words: list[str]) -> click.Context:
@@ -141,22 +139,20 @@ def _quoted(word: str) -> str:
 
 
 @pytest.mark.shared
-@needs_data
-def test_inputs_are_those_that_the_records_name() -> None:
+def test_inputs_are_those_that_the_records_name(shared: Path) -> None:
     seen: dict[str, set[str]] = {}
     for record in RECORDS:
         for name, digest in record.inputs.items():
             seen.setdefault(name, set()).add(digest)
     for name, digests in seen.items():
         if name != "{encoder}":
-            assert digests == {hash_of(SHARED / name)}, name
+            assert digests == {hash_of(shared / name)}, name
 
 
 @pytest.mark.shared
 @pytest.mark.slow
-@needs_data
-def test_the_released_adapters_subspaces_come_out_again(tmp_path: Path) -> None:
-    record = run_row(ROWS["subspace/released"], Places(data=SHARED), tmp_path)
+def test_the_released_adapters_subspaces_come_out_again(shared: Path, tmp_path: Path) -> None:
+    record = run_row(ROWS["subspace/released"], Places(data=shared), tmp_path)
     (stored,) = (one for one in RECORDS if one.row == record.row)
     assert record.values == pytest.approx(dict(stored.values), rel=1e-4)
     assert record.inputs == stored.inputs and len(record.sheet["rows"]) == 24

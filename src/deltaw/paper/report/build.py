@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 
 from deltaw.errors import ConfigError
 from deltaw.paper.output import write_output
-from deltaw.paper.report.beside import BESIDE, Compared
 from deltaw.paper.report.claims import claims
+from deltaw.paper.report.compare import compare
 from deltaw.paper.report.figures import figures
 from deltaw.paper.report.page import Code, Details, Heading, Image, Page, Paragraph, Table
+from deltaw.paper.report.stated import stated
 from deltaw.paper.reproduce.records import RESULTS, Record, by_row, read_records
 from deltaw.paper.tables import PrintedTable, errata, printed_tables
 from deltaw.paper.tables.show import grid, heading
@@ -94,18 +94,12 @@ def _section(page: Page, printed: PrintedTable, rows: Rows, directory: Path) -> 
     state = "can be reproduced" if printed.reproducible == "yes" else printed.reproducible
     words = [f"Full size: {state}", printed.why, f"needs {printed.needs}" if printed.needs else ""]
     page.add(Paragraph(text="; ".join(filter(None, words)) + "."))
-    compared = BESIDE.get(printed.id)
-    found = [] if compared is None else _compare(printed, compared, rows)
+    beside = [*compare(printed, rows), *stated(printed, rows)]
     mine = {row: made for row, made in rows.items() if made[0].table == printed.id and made[0].sheet}
-    if compared is not None and found:
-        used = [made for names in compared.rows.values() for name in names for made in rows.get(name, [])]
-        page.add(
-            Table(head=_head(printed, compared), rows=found),
-            Paragraph(text=f"Ours on {'; '.join(dict.fromkeys(made.on for made in used))}. {_seeds(compared, used)}"),
-        )
+    page.add(*beside)
     for made in mine.values():
         _sheet(page, made[0], directory)
-    if not found and not mine:
+    if not beside and not mine:
         page.add(Paragraph(text=_absent(printed)))
     _printed(page, printed)
 
@@ -113,71 +107,9 @@ def _section(page: Page, printed: PrintedTable, rows: Rows, directory: Path) -> 
 def _absent(printed: PrintedTable) -> str:
     if printed.id in ("table9", "table10", "table11", "table12", "table17"):
         return "Ours: the settings are configurations, `deltaw paper recipe`, each equal to the printed ones."
-    if printed.id == "datasets":
-        return "Ours: `deltaw paper tasks` counts what is in a directory and names the differences."
     if printed.id in ("table13", "table14"):
         return "Ours: not run. The readers, metrics and settings are there: `deltaw train --task webnlg` or `dart`."
     return "Ours: not run at any scale."
-
-
-def _head(printed: PrintedTable, compared: Compared) -> tuple[str, ...]:
-    head = ["", "values trained"]
-    for column, value, _ in compared.columns:
-        head += [f"{column} paper"] if column else []
-        head += [_ours_head(column, value)] if value else []
-    return tuple(head)
-
-
-def _ours_head(column: str, value: str) -> str:
-    """How a column of ours is called; what it leaves out of the paper's is said."""
-    _, _, less = value.partition(f"{column}, ")
-    return f"{column or value} ours" + (f" ({less})" if column and less else "")
-
-
-def _compare(printed: PrintedTable, compared: Compared, rows: Rows) -> list[tuple[str, ...]]:
-    """One line for each row of the paper that has one of ours beside it."""
-    lines = []
-    for name, ours in compared.rows.items():
-        made = [record for row in ours for record in rows.get(row, [])]
-        if not made:
-            continue
-        row = next(row for row in printed.rows if row.id == name)
-        counts = sorted({int(record.values["parameters"]) for record in made})
-        line = [name, f"{row.parameters + ' / ' if row.parameters else ''}{counts[0]:,}"]
-        for column, value, factor in compared.columns:
-            if column:
-                line.append(row.cells[column].text if column in row.cells else "-")
-            if value:
-                line.append(_ours(made, value, factor, compared.summary))
-        lines.append(tuple(line))
-    return lines
-
-
-def _ours(made: Sequence[Record], value: str, factor: float, summary: str) -> str:
-    """Our number over the seeds; a value such as ``sst2-100`` names a row's middle part."""
-    chosen = [record for record in made if value in record.values]
-    if not chosen:
-        chosen = [record for record in made if f"/{value}-" in record.row]
-        numbers = [factor * next(iter(record.values.values())) for record in chosen]
-    else:
-        numbers = [factor * record.values[value] for record in chosen]
-    if not numbers:
-        return "not run"
-    if value == "parameters":
-        return f"{numbers[0]:,.0f}"
-    middle = statistics.median(numbers) if summary == "median" else statistics.fmean(numbers)
-    digits = 1 if factor == 100.0 else 3
-    spread = f" +-{statistics.stdev(numbers):.{digits}f}" if len(numbers) > 1 else ""
-    return f"{middle:.{digits}f}{spread}"
-
-
-def _seeds(compared: Compared, used: Sequence[Record]) -> str:
-    count: dict[str, int] = {}
-    for record in used:
-        count[record.row] = count.get(record.row, 0) + 1
-    least, most = min(count.values()), max(count.values())
-    seeds = f"{least} to {most} seeds" if most > least else f"{most} seed{'s' if most > 1 else ''}"
-    return f"{compared.summary.capitalize()} of {seeds}; +- is the standard deviation of several."
 
 
 def _sheet(page: Page, record: Record, directory: Path) -> None:

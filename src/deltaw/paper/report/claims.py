@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from deltaw.paper.reproduce.e2e import PREFIXES, prefix_row
 from deltaw.paper.reproduce.glue import FROM_MNLI, LONG, TASKS
 from deltaw.paper.reproduce.records import Record
 from deltaw.paper.reproduce.row import TIMES
@@ -77,11 +78,37 @@ def _adapters(rows: Rows) -> Verdict:
     return lora >= max(first, second) - 0.005, f"BLEU {text}"
 
 
+def _saturates(rows: Rows) -> Verdict:
+    """By the longest prefix, which gains less than half a point of BLEU on the best of the shorter ones."""
+    judged, texts = [], []
+    for method, grid in PREFIXES.items():
+        scores = {
+            f"{before}+{behind}": value(rows, prefix_row(method, before, behind), "BLEU") for before, behind in grid
+        }
+        *shorter, longest = scores.values()
+        judged.append(longest < max(shorter) + 0.005)
+        texts.append(f"{method}: " + ", ".join(f"{lengths} {100 * score:.1f}" for lengths, score in scores.items()))
+    return statistics.fmean(judged), f"BLEU by special tokens, {'; '.join(texts)}"
+
+
+def _with_prefix(rows: Rows) -> Verdict:
+    alone, embed, layer = (
+        value(rows, f"e2e/{name}", "BLEU") for name in ("lora-qv-r8", "lora-prefix-embedding", "lora-prefix-layer")
+    )
+    text = f"BLEU LoRA {100 * alone:.1f}, LoRA+PE {100 * embed:.1f}, LoRA+PL {100 * layer:.1f}"
+    return statistics.fmean((embed > alone, layer <= alone)), text
+
+
 def _more_matrices(rows: Rows) -> Verdict:
-    names = {"q r=8": "q-r8", "v r=8": "v-r8", "q,v r=4": "qv-r4", "q,k,v,o r=2": "qkvo-r2"}
-    losses = {label: value(rows, f"e2e/lora-{name}", "validation loss") for label, name in names.items()}
-    text = ", ".join(f"{label} {loss:.3f}" for label, loss in losses.items())
-    return min(losses["q,v r=4"], losses["q,k,v,o r=2"]) <= min(losses["q r=8"], losses["v r=8"]), f"loss {text}"
+    names = ("q-r6", "k-r10", "v-r10", "o-r6", "qk-r4", "qv-r4", "qkvo-r2")
+    losses, counts = (
+        {name: value(rows, f"e2e/lora-{name}", of) for name in names} for of in ("validation loss", "parameters")
+    )
+    text = ", ".join(f"{name.replace('-r', ' r=')} {loss:.3f}" for name, loss in losses.items())
+    least_and_most = sorted({min(counts.values()), max(counts.values())})
+    text += f", with {' to '.join(f'{count:,.0f}' for count in least_and_most)} values"
+    several = min(losses["qv-r4"], losses["qkvo-r2"])
+    return several <= min(losses[name] for name in names[:4]), f"loss {text}"
 
 
 def _lora_and_full(rows: Rows, row: str, name: str) -> tuple[float, float]:
@@ -91,22 +118,29 @@ def _lora_and_full(rows: Rows, row: str, name: str) -> tuple[float, float]:
 
 
 def _glue(rows: Rows) -> Verdict:
-    """By most of the tasks, and by most of those that were trained longer."""
-    judged, texts = [], []
-    for tasks, suffix, when in ((TASKS, "", ""), (LONG, "-long", f"after {TIMES} times the steps ")):
-        made = [task for task in tasks if f"glue/{task.name}-lora{suffix}" in rows]
-        on_par, text = [], []
-        for task in made:
-            lora, full = _lora_and_full(rows, f"glue/{task.name}-{{}}{suffix}", task.title)
-            learned = full > value(rows, f"glue/{task.name}-full{suffix}", "before", statistics.median)
-            on_par += [lora >= full - 0.01] if learned else []
-            text.append(f"{task.title} {100 * lora:.1f} / {100 * full:.1f}" + ("" if learned else " (not learned)"))
-        if made:
-            judged.append(sum(on_par) > len(on_par) / 2)
-            texts.append(when + ", ".join(text))
-    if not judged:
+    """By the share of the pairs where LoRA is at most one point behind; of tasks that full fine-tuning learned."""
+    kinds = (
+        (TASKS, "lora", "full", ""),
+        (TASKS, "lora-pooler", "full", "; with the pooler trained too "),
+        (LONG, "lora-long", "full-long", f"; after {TIMES} times the steps "),
+    )
+    on_par, text = [], ""
+    for tasks, lora, full, when in kinds:
+        pairs = []
+        for task in (task for task in tasks if f"glue/{task.name}-{lora}" in rows):
+            ours, whole, before = (
+                value(rows, f"glue/{task.name}-{key}", of, statistics.median)
+                for key, of in ((lora, task.title), (full, task.title), (full, "before"))
+            )
+            on_par += [ours >= whole - 0.01] if whole > before else []
+            pairs.append(
+                f"{task.title} {100 * ours:.1f} / {100 * whole:.1f}" + ("" if whole > before else " (not learned)")
+            )
+        text += when + ", ".join(pairs) if pairs else ""
+    if not text:
         raise KeyError("glue/sst2-lora")
-    return statistics.fmean(judged), f"LoRA / FT: {'; '.join(texts)}"
+    share = f"within a point or better in {sum(on_par)} of {len(on_par)}"
+    return statistics.fmean(on_par or [False]), f"{share}; LoRA / FT: {text}"
 
 
 def _merged(rows: Rows) -> Verdict:
@@ -155,6 +189,8 @@ CLAIMS: tuple[tuple[str, Callable[[Rows], Verdict]], ...] = (
     ("LoRA is on par with full fine-tuning or better, with about 1% of the values (Table 3)", _on_par),
     ("A small rank suffices (Tables 6 and 18)", _small_ranks),
     ("LoRA is better than prefixes (Tables 3 and 4)", _prefix),
+    ("Prefixes saturate: more special tokens do not help in the end (Figure 2)", _saturates),
+    ("LoRA gains from trained prefix embeddings, and not from prefix layers (Table 15, appendix E)", _with_prefix),
     ("LoRA is on par with adapters or better (Table 3)", _adapters),
     ("At one budget, several matrices of a small rank beat one of a large rank (Table 5)", _more_matrices),
     ("LoRA is on par with full fine-tuning on GLUE (Table 2)", _glue),

@@ -31,8 +31,8 @@ def _quality(rows: Mapping[str, list[Record]]) -> str:
         if made[0].family != "e2e" or row.endswith(("-matched-rate", "-long")):
             continue
         score = statistics.fmean(100 * record.values["BLEU"] for record in made)
-        method = "LoRA" if "/lora-qv" in row else made[0].title
-        if "/lora-" in row and method != "LoRA":
+        method = "LoRA" if "/lora-qv-" in row else made[0].title
+        if method.startswith("LoRA "):
             continue
         scored.append(Scored(method=method, parameters=int(made[0].values["parameters"]), score=score))
     if len(scored) < 2:

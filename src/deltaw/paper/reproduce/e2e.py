@@ -11,12 +11,15 @@ from pathlib import Path
 
 from deltaw.paper.reproduce.row import TIMES, Commands, Outputs, Row
 
-__all__ = ["MODEL", "ROWS"]
+__all__ = ["MODEL", "PREFIXES", "ROWS", "prefix_row"]
 
 MODEL = "models/stories3M"
 STEPS, BATCH, TRAINING_ROWS = 250, 16, 4096
 TEXTS = {"bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
 ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
+LORA_RATE = 4e-3
+PREFIXES = {"prefix-embedding": ((32, 8), (64, 8), (128, 8)), "prefix-layer": ((2, 2), (8, 8), (32, 4), (64, 0))}
+"""Method -> the trained positions before the input and behind it, as Table 15 has them, shortest first."""
 
 
 def _commands(method: tuple[str, ...], whole: bool, quick: bool, times: int) -> Commands:
@@ -75,26 +78,63 @@ def _row(name: str, title: str, method: str, lr: float, *more: str, table: str =
     )
 
 
+def _targets(letters: str) -> list[str]:
+    return [word for letter in letters for word in ("--target", ATTENTION[letter])]
+
+
 def _lora(letters: str, rank: int, table: str, times: int = 1) -> Row:
-    targets = [word for letter in letters for word in ("--target", ATTENTION[letter])]
-    more = ("--rank", str(rank), "--alpha", "32", *targets)
+    more = ("--rank", str(rank), "--alpha", "32", *_targets(letters))
     title = f"LoRA {','.join(letters)} r={rank}"
-    return _row(f"lora-{letters}-r{rank}", title, "lora", 4e-3, *more, table=table, times=times)
+    return _row(f"lora-{letters}-r{rank}", title, "lora", LORA_RATE, *more, table=table, times=times)
+
+
+def prefix_row(method: str, before: int, behind: int) -> str:
+    """Name the row of a prefix.
+
+    Args:
+        method: ``prefix-embedding`` or ``prefix-layer``.
+        before: trained positions before the input.
+        behind: trained positions behind it.
+
+    Returns:
+        The method alone for the lengths that stand in Table 3, the lengths with it for the others.
+    """
+    usual = {"prefix-embedding": (32, 8), "prefix-layer": (8, 8)}[method] == (before, behind)
+    return f"e2e/{method}" if usual else f"e2e/{method}-{before}-{behind}"
+
+
+def _prefix(method: str, before: int, behind: int) -> Row:
+    name = prefix_row(method, before, behind).removeprefix("e2e/")
+    title = "PreEmbed" if method == "prefix-embedding" else "PreLayer"
+    more = ("--prefix-length", str(before), "--infix-length", str(behind))
+    return _row(name, title, method, 2e-2, *more, table="table3" if name == method else "table15")
+
+
+def _with_prefix(method: str, title: str) -> Row:
+    more = ("--rank", "8", "--alpha", "32", *_targets("qv"), "--prefix-length", "8", "--infix-length", "4")
+    return _row(f"lora-{method}", title, f"lora+{method}", LORA_RATE, *more, table="table15")
 
 
 ROWS = (
     _lora("qv", 4, "table3"),
     _row("full", "FT", "full", 1e-3),
-    _row("full-matched-rate", "FT at LoRA's rate", "full", 4e-3),
+    _row("full-matched-rate", "FT at LoRA's rate", "full", LORA_RATE),
     _row("top2", "FT-Top2", "top-blocks", 1e-3, "--blocks", "2"),
-    _row("adapter-h", "Adapter H", "adapter-h", 4e-3, "--bottleneck", "8"),
-    _row("adapter-l", "Adapter L", "adapter-l", 4e-3, "--bottleneck", "16"),
-    _row("prefix-layer", "PreLayer", "prefix-layer", 2e-2, "--prefix-length", "8", "--infix-length", "8"),
-    _row("prefix-embedding", "PreEmbed", "prefix-embedding", 2e-2, "--prefix-length", "32", "--infix-length", "8"),
+    _row("adapter-h", "Adapter H", "adapter-h", LORA_RATE, "--bottleneck", "8"),
+    _row("adapter-l", "Adapter L", "adapter-l", LORA_RATE, "--bottleneck", "16"),
+    *(_prefix(method, *lengths) for method, grid in PREFIXES.items() for lengths in grid),
+    _with_prefix("prefix-embedding", "LoRA+PE"),
+    _with_prefix("prefix-layer", "LoRA+PL"),
     *(_lora("qv", rank, "table18") for rank in (1, 2, 8, 64)),
     _lora("qv", 4, "table3", TIMES),
     _row("full", "FT", "full", 1e-3, times=TIMES),
-    _lora("q", 8, "table5"),
-    _lora("v", 8, "table5"),
+    # equal numbers of values: grouped heads make k and v narrower than q and o
+    _lora("q", 6, "table5"),
+    _lora("k", 10, "table5"),
+    _lora("v", 10, "table5"),
+    _lora("o", 6, "table5"),
+    _lora("qk", 4, "table5"),
     _lora("qkvo", 2, "table5"),
+    *(_lora("q", rank, "table6") for rank in (1, 8, 64)),
+    *(_lora("qkvo", rank, "table6") for rank in (1, 8, 64)),
 )

@@ -1,4 +1,8 @@
-"""Rows on GLUE: the methods of Table 2 on a small encoder, and tasks that start from the MNLI adapter."""
+"""Rows on GLUE: the methods of Table 2 on a small encoder, and tasks that start from the MNLI adapter.
+
+RoBERTa's head holds a dense layer, which every method of the paper trains (ERR17). BERT's is the pooler, which belongs
+to the base: full fine-tuning trains it, the others do not but for the rows that say so.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,7 @@ METHODS = {
     "bias": ("BitFit", ("--method", "bias", "--lr", "3e-3")),
     "adapter-h": ("Adapter H", ("--method", "adapter-h", "--bottleneck", "8", "--lr", "1e-3")),
     "lora": ("LoRA", LORA),
+    "lora-pooler": ("LoRA and the pooler", (*LORA, "--train-also", "pooler")),
 }
 ENCODER = "all-MiniLM-L6-v2, a BERT-shaped encoder of 22.7M parameters"
 
