@@ -298,7 +298,8 @@ def test_sql_reads_what_models_write() -> None:
 
 @pytest.mark.parametrize(
     "text", ["", "SELECT", 'SELECT "City"', 'SELECT "Town" FROM table', 'SELECT "City" FROM table AND "City" = 1',
-             'SELECT "City" FROM table WHERE "City" = 1.2.3', 'SELECT "City" FROM table WHERE "City" = \'a',
+             'SELECT "City" FROM table WHERE "City" = 1.2.3',
+             'SELECT "City" FROM table WHERE "No." > 1e999', 'SELECT "City" FROM table WHERE "City" = \'a',
              'SELECT "City" FROM table WHERE "City" = 1 OR "City" = 2']
 )  # fmt: skip
 def test_sql_refuses_what_is_no_query(text: str) -> None:

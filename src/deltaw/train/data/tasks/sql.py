@@ -6,6 +6,7 @@ written and nothing is guessed when it is read.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -192,9 +193,12 @@ def _number(text: str, whole: str) -> int | float:
     except ValueError:
         pass
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise _error("a text is no query", whole, "a number, or a text in single quotes") from None
+        value = math.inf
+    if math.isinf(value):
+        raise _error("a text is no query", whole, "a finite number, or a text in single quotes")
+    return value
 
 
 def _position(name: str, names: list[str]) -> int:
