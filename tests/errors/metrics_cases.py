@@ -12,6 +12,7 @@ from deltaw.paper.metrics import score
 
 TWO = [["a b c"], ["d e"]]
 QUERY = json.dumps({"sel": 0, "agg": 0, "conds": []})
+HEADED = json.dumps({"table_id": "1-1", "header": ["city", "no."], "sql": json.loads(QUERY)})
 
 
 def line(*words: object, out: str | bytes = "a b\nc d\n", refs: str | bytes = "a b\nc d\n") -> Callable[[Path], None]:
@@ -94,6 +95,9 @@ CASES: dict[str, Callable[[Path], Any]] = {
     ),
     "metrics_table_absent": scoring(
         "wikisql_ex", [QUERY], [[QUERY]], tables=[{"id": "1-1", "types": ["text"], "rows": []}]
+    ),
+    "metrics_table_other_columns": scoring(
+        "wikisql_ex", [QUERY], [[HEADED]], tables=[{"id": "1-1", "header": ["City"], "types": ["text"], "rows": []}]
     ),
     "metrics_reference_query": scoring("wikisql_lf", [QUERY], [["SELECT name"]]),
 }

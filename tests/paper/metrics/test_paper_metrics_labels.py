@@ -125,6 +125,8 @@ def test_logical_form() -> None:
     found = score("wikisql_lf", list(cases), [gold] * len(cases))
     assert found.segments == tuple(cases.values()) and found.value == sum(cases.values()) / len(cases)
     assert found.notes == (f"3 of {len(cases)} hypotheses are no query objects and count as wrong",)
+    (note,) = score("wikisql_lf", ["SELECT COUNT city"], [gold]).notes
+    assert note.endswith("deltaw paper decode --layout wikisql makes query objects of SQL"), "nothing was a query"
     ordered = score("wikisql_lf", list(cases), [gold] * len(cases), ordered=True)
     assert ordered.segments == (1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0)
 
@@ -159,6 +161,10 @@ def test_tables_from_a_file(tmp_path: Path) -> None:
     assert score("wikisql_ex", [query(0, 0), query(0, 0)], gold, tables=file).segments == (1, 0)
     with pytest.raises(DataError, match="cannot be run"):
         score("wikisql_ex", [query(0, 0)], [right_query(0, 0, table="9-9")], tables=file)
+    headed = [json.dumps({**json.loads(right_query(0, 0)[0]), "header": header}) for header in (TABLE["header"], ["x"])]
+    assert score("wikisql_ex", [query(0, 0)], [[headed[0]]], tables=file).value == 1
+    with pytest.raises(DataError, match="counts in other columns"):
+        score("wikisql_ex", [query(0, 0)], [[headed[1]]], tables=file)
 
 
 def test_a_value_is_never_part_of_the_statement() -> None:

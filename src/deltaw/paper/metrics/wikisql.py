@@ -2,7 +2,9 @@
 
 A query is an object ``{"sel": column, "agg": aggregate, "conds": [[column, operator, value], ...]}``, as in the data
 set. A hypothesis is such an object in JSON, alone or under "query"; a reference has it under "sql" or "query", with
-its "table_id". Text that is no query object is wrong, not an error: models write such things. It is counted in a note.
+its "table_id", and may say the "header" that its columns are counted in. Text that is no query object is wrong, not an
+error: models write such things. It is counted in a note. ``deltaw paper decode --layout wikisql`` makes both files of
+answers in SQL.
 
 Two conditions on one column keep a value each here; the reference evaluation gives both the last one's.
 """
@@ -106,7 +108,7 @@ def wikisql_lf(hypotheses: Sequence[str], references: References, *, ordered: bo
         1.0
     """
     one_of("wikisql_lf", "ordered", ordered, (True, False))
-    ours, right = [_parsed(text) for text in hypotheses], [query for query, _ in _references(references)]
+    ours, right = [_parsed(text) for text in hypotheses], [query for query, _, _ in _references(references)]
     segments = tuple(
         float(query is not None and query.form(ordered) == other.form(ordered))
         for query, other in zip(ours, right, strict=True)
@@ -135,7 +137,8 @@ def wikisql_ex(
 
     Raises:
         ConfigError: if there are no tables.
-        DataError: if a reference is no query object, has no table, or cannot be run.
+        DataError: if a reference is no query object, has no table, counts in other columns than its table has, or
+            cannot be run.
 
     Source:
         Zhong et al. 2017; salesforce/WikiSQL, evaluate.py and lib/dbengine.py.
@@ -157,7 +160,8 @@ def wikisql_ex(
     database = Tables.read(tables) if isinstance(tables, str | Path) else Tables.build(tables)
     ours = [_parsed(text) for text in hypotheses]
     segments = []
-    for number, (query, (right, table)) in enumerate(zip(ours, _references(references), strict=True), 1):
+    for number, (query, (right, table, header)) in enumerate(zip(ours, _references(references), strict=True), 1):
+        _same_columns(database, table, header, number)
         answer = _answer(database, table, right)
         if answer is None:
             raise DataError(
@@ -186,7 +190,8 @@ def _parsed(text: str) -> Query | None:
     return Query.read(found)
 
 
-def _references(references: References) -> list[tuple[Query, str]]:
+def _references(references: References) -> list[tuple[Query, str, list[str] | None]]:
+    """The query of every reference, its table, and where it is said the header that its columns are counted in."""
     found = []
     for number, text in enumerate(single(references), 1):
         try:
@@ -201,15 +206,32 @@ def _references(references: References) -> list[tuple[Query, str]]:
                 where=f"references, segment {number}",
                 got=text[:80],
                 expected='{"sel": 0, "agg": 0, "conds": [[1, 0, "value"]]}, alone or under "sql" beside "table_id"',
-                hint="take the lines of the data set's files, such as dev.jsonl, as references",
+                hint="take the lines of dev.jsonl, or references.jsonl of deltaw paper decode --layout wikisql",
             )
-        found.append((query, str(line.get("table_id", ""))))
+        header = line.get("header")
+        found.append((query, str(line.get("table_id", "")), header if isinstance(header, list) else None))
     return found
+
+
+def _same_columns(database: Tables, table: str, header: list[str] | None, number: int) -> None:
+    """Refuse a query whose columns are counted in another header than that of the table it is to be run on."""
+    known = database.headers.get(table)
+    if header is not None and known is not None and header != known:
+        raise DataError(
+            "a reference query counts in other columns than its table has",
+            where=f"references, segment {number}, table {table!r}",
+            got=", ".join(map(repr, header)),
+            expected=", ".join(map(repr, known)),
+            hint="decode with --data DIR that holds dev.jsonl beside these tables; wikisql_lf needs no tables",
+        )
 
 
 def _unread(queries: Sequence[Query | None]) -> tuple[str, ...]:
     count = sum(query is None for query in queries)
-    return (f"{count} of {len(queries)} hypotheses are no query objects and count as wrong",) if count else ()
+    if not count:
+        return ()
+    remedy = "; deltaw paper decode --layout wikisql makes query objects of SQL" if count == len(queries) else ""
+    return (f"{count} of {len(queries)} hypotheses are no query objects and count as wrong{remedy}",)
 
 
 def _answer(database: Tables, table: str, query: Query) -> list[Any] | None:

@@ -22,11 +22,13 @@ class Tables:
     Args:
         types: table -> ``text`` or ``real`` for every column.
         names: table -> its name in the database.
+        headers: table -> its column names, where they are given.
         connection: the database.
     """
 
     types: dict[str, list[str]] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, list[str]] = field(default_factory=dict)
     connection: sqlite3.Connection = field(default_factory=lambda: sqlite3.connect(":memory:"))
 
     @property
@@ -60,7 +62,7 @@ class Tables:
         """Fill a database.
 
         Args:
-            tables: objects with ``id``, ``types`` and ``rows``.
+            tables: objects with ``id``, ``types`` and ``rows``; those with a ``header`` are known by it too.
             where: how an error names the place of one, before its number.
 
         Returns:
@@ -80,6 +82,8 @@ class Tables:
             if not whole:
                 raise _broken(f"{where} {number}", str(table)[:60])
             made._add(identity, types, rows)
+            if isinstance(table.get("header"), list):
+                made.headers.setdefault(identity, table["header"])
         return made
 
     def _add(self, identity: str, types: list[str], rows: list[list[Any]]) -> None:
