@@ -23,6 +23,18 @@ def train(*words: str) -> Case:
     return line("train", "--model", "base", "--data", "rows.jsonl", *words)
 
 
+def decode(*words: str) -> Case:
+    return line("paper", "decode", "--model", "base", "--output", "{tmp}/out", "--layout", "wikisql", *words)
+
+
+def without_a_table(tmp: Path) -> None:
+    query = {"sel": 0, "agg": 0, "conds": []}
+    lines = [json.dumps({"table_id": name, "question": "Who?", "sql": query}) + "\n" for name in ("1-1", "1-9")]
+    (tmp / "test.jsonl").write_text("".join(lines))
+    (tmp / "test.tables.jsonl").write_text(json.dumps({"id": "1-1", "header": ["Player"], "types": ["text"]}) + "\n")
+    decode("--task", "wikisql", "--data", "{tmp}")(tmp)
+
+
 def two_runs(tmp: Path) -> None:
     for number in range(2):
         place = tmp / f"run{number}"
@@ -45,6 +57,9 @@ def long_prompt(tmp: Path) -> None:
 
 CASES: dict[str, Case] = {
     "paper_decode_no_inputs": line("paper", "decode", "--model", "base", "--output", "out"),
+    "paper_decode_wikisql_task": decode("--task", "e2e", "--data", "{tmp}"),
+    "paper_decode_wikisql_prompts": decode("--prompts", "x"),
+    "paper_decode_wikisql_table": without_a_table,
     "paper_decode_beams": line("paper", "decode", "--prompts", "x", "--output", "out", "--beams", "0"),
     "paper_decode_other_settings": answered_otherwise,
     "paper_decode_prompt_long": long_prompt,

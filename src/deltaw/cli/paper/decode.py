@@ -19,11 +19,12 @@ from deltaw.reports import count, plural
 if TYPE_CHECKING:
     from deltaw.paper.answers import Store
     from deltaw.paper.decode import Answer, Beam, Prompt
+    from deltaw.paper.queries import Question, Written
     from deltaw.ship.opening import ModelChoice, Opened
 
 __all__ = ["command"]
 
-LAYOUTS = ("none", "e2e", "numbered")
+LAYOUTS = ("none", "e2e", "numbered", "wikisql")
 NUMBERED = 6
 BEAM = (
     ("--beams", 10, "Hypotheses kept; 1 is greedy."),
@@ -33,6 +34,23 @@ BEAM = (
     ("--min-tokens", 0, "Tokens before an answer may end."),
     ("--batch-size", 8, "Prompts searched together."),
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    """What is to be answered, and what the layouts say beside the answers.
+
+    Args:
+        contexts: of every input.
+        references: of every input, where texts are read from a task.
+        questions: of every input, where answers are queries.
+        notes: what the reader of the files wants to be known.
+    """
+
+    contexts: list[str]
+    references: list[list[str]] = dataclasses.field(default_factory=list)
+    questions: list[Question] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 def _beam_options(function: Any) -> Any:
@@ -60,7 +78,7 @@ def _beam_options(function: Any) -> Any:
     type=click.Choice(LAYOUTS),
     default="none",
     show_default=True,
-    help="Write files for scorers too: e2e-metrics' blocks, or numbered references.",
+    help="Write files for scorers too: e2e-metrics' blocks, numbered references, or WikiSQL's queries.",
 )
 @click.option("--merged", is_flag=True, help="Fold the adapter into the weights first.")
 @click.option("--cut-prompts", is_flag=True, help="Cut the start of prompts that leave no room for an answer.")
@@ -81,18 +99,18 @@ def command(*, quiet: bool, as_json: bool, **flags: Any) -> None:  # fmt: skip
     choice = take_model(flags)
     if flags["merged"] and choice.adapter is None:
         raise _misused("--merged", "no --adapter", "--adapter DIR", "add --adapter DIR, or leave --merged out")
-    given, references = _inputs(flags)
+    inputs = _inputs(flags)
     with stops_as_interrupts():
-        _run(out, beam, choice, given, references, flags)
+        _run(out, beam, choice, inputs, flags)
 
 
 def _misused(flag: str, got: str, expected: str, hint: str) -> ConfigError:
     return ConfigError(f"{flag} cannot be used so", where=flag, got=got, expected=expected, hint=hint)
 
 
-def _inputs(flags: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The contexts, and where a task is read their references."""
-    task, data, file = flags["task"], flags["data"], flags["file"]
+def _inputs(flags: dict[str, Any]) -> _Inputs:
+    """The contexts, and where a task is read what its answers are compared with."""
+    task, data, file, layout = flags["task"], flags["data"], flags["file"], flags["layout"]
     if (task is None) == (file is None):
         raise ConfigError(
             "there are no inputs" if task is None else "a task and a file of prompts are both given",
@@ -101,29 +119,43 @@ def _inputs(flags: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             expected="one of the two",
             hint="add --task e2e --data DIR, or --prompts FILE",
         )
+    if layout == "wikisql" and task != layout:
+        got = "--prompts" if task is None else f"--task {task}"
+        hint = "leave --layout wikisql out, or take --layout e2e for texts"
+        raise _misused("--layout wikisql", got, "--task wikisql, whose answers are queries", hint)
     if file is not None:
-        if flags["layout"] == "numbered" or data is not None:
+        if layout == "numbered" or data is not None:
             flag = "--data" if data is not None else "--layout numbered"
             raise _misused(flag, "--prompts", "--task NAME, whose files hold references", f"leave {flag} out")
         contexts = read_prompts(file)
         if not contexts:
             raise _misused("--prompts", f"no prompt in {file}", "at least one prompt", "check the file")
-        return contexts, []
+        return _Inputs(contexts=contexts)
     if data is None:
         raise _misused("--task", "no --data", "--data DIR", "add --data DIR, where the task's files are")
+    if layout == "wikisql":
+        return _queried(data, flags["split"])
     from deltaw.train.data.tasks import references
 
     pairs = references(task, as_path(data), flags["split"])
-    return [context for context, _ in pairs], [list(texts) for _, texts in pairs]
+    return _Inputs(contexts=[context for context, _ in pairs], references=[list(texts) for _, texts in pairs])
 
 
-def _run(
-    out: Output, beam: Beam, choice: ModelChoice, given: list[str], references: list[list[str]], flags: dict[str, Any]
-) -> None:
-    from deltaw.paper.answers import SETTINGS, Store, fingerprint
+def _queried(data: str, split: str) -> _Inputs:
+    """Every row of WikiSQL with its table and its query."""
+    from deltaw.paper.queries import questions_of
+    from deltaw.train.data.tasks import read_task
+
+    rows = read_task("wikisql", as_path(data), split)
+    questions = questions_of(rows)
+    return _Inputs(contexts=[item.context for item in questions], questions=questions, notes=rows.notes)
+
+
+def _run(out: Output, beam: Beam, choice: ModelChoice, inputs: _Inputs, flags: dict[str, Any]) -> None:
+    from deltaw.paper.answers import ANSWERS, SETTINGS, Store, fingerprint
     from deltaw.paper.decode import end_ids, fit_prompts
 
-    contexts, told = _distinct(given, references)
+    contexts, told = _distinct(inputs.contexts, inputs.references)
     contexts = contexts[: flags["limit"]]
     opened = open_causal(choice)
     out.say(*([opened.report] if opened.report is not None else []))
@@ -148,23 +180,40 @@ def _run(
     }  # fmt: skip
     store = Store(as_path(flags["output"]), settings, overwrite=flags["overwrite"])
     out.say(
-        f"{count(len(given))} inputs, {count(len(contexts))} distinct to answer; ends: {', '.join(map(str, ends))}",
+        f"{count(len(inputs.contexts))} inputs, {count(len(contexts))} distinct to answer; "
+        f"ends: {', '.join(map(str, ends))}",
+        *inputs.notes,
+        *_cautions(beam, flags),
         *([f"{plural(cut, 'prompt')} cut at the start to leave room for an answer"] if cut else []),
         *([f"{count(store.resumed)} answered already"] if store.resumed else []),
     )
     begin = time.perf_counter()
     _decode(out, opened, prompts, beam, ends, store)
     answers = store.finish()
-    blocks = [told[context] for context in contexts] if references else []
-    files = _layout(flags, store, answers, blocks)
+    blocks = [told[context] for context in contexts] if inputs.references else []
+    written = _written(store, answers, inputs.questions) if flags["layout"] == "wikisql" else None
+    files = _layout(flags, store, answers, blocks) if written is None else [ANSWERS, *written.files]
     _report(out, store, answers, files, time.perf_counter() - begin)
+    out.say(*([written] if written is not None else []))
     out.finish(
         {
-            "output": store.directory, "inputs": len(given), "distinct": len(contexts), "answered": len(answers),
-            "resumed": store.resumed, "truncated": sum(answer.truncated for answer in answers), "cut_prompts": cut,
+            "output": store.directory, "inputs": len(inputs.contexts), "distinct": len(contexts),
+            "answered": len(answers), "resumed": store.resumed,
+            "truncated": sum(answer.truncated for answer in answers), "cut_prompts": cut,
             "settings": settings, "files": [*files, SETTINGS],
+            **({} if written is None else {"rows": written.rows, "no_query": len(written.no_query)}),
         }
     )  # fmt: skip
+
+
+def _cautions(beam: Beam, flags: dict[str, Any]) -> list[str]:
+    """What a search for texts does to queries."""
+    if flags["task"] != "wikisql" or not beam.no_repeat:
+        return []
+    return [
+        f"no {beam.no_repeat} tokens come twice in an answer, so some queries that name a column twice cannot be "
+        "found; --no-repeat 0 allows them"
+    ]
 
 
 def _distinct(given: list[str], references: list[list[str]]) -> tuple[list[str], dict[str, list[str]]]:
@@ -226,6 +275,14 @@ def _layout(flags: dict[str, Any], store: Store, answers: Sequence[Answer], bloc
     if flags["layout"] == "numbered":
         return [ANSWERS, *write_numbered(store.directory, answers, blocks, NUMBERED)]
     return [ANSWERS]
+
+
+def _written(store: Store, answers: Sequence[Answer], questions: Sequence[Question]) -> Written:
+    """The rows whose input is answered; --limit leaves others out."""
+    from deltaw.paper.queries import write_queries
+
+    known = {answer.context for answer in answers}
+    return write_queries(store.directory, answers, [item for item in questions if item.context in known])
 
 
 def _report(out: Output, store: Store, answers: Sequence[Answer], files: list[str], seconds: float) -> None:
