@@ -127,6 +127,7 @@ def test_logical_form() -> None:
     assert found.notes == (f"3 of {len(cases)} hypotheses are no query objects and count as wrong",)
     (note,) = score("wikisql_lf", ["SELECT COUNT city"], [gold]).notes
     assert note.endswith("deltaw paper decode --layout wikisql makes query objects of SQL"), "nothing was a query"
+    assert score("wikisql_lf", ['{"error": "no query"}'], [gold]).notes[0].endswith("count as wrong")
     ordered = score("wikisql_lf", list(cases), [gold] * len(cases), ordered=True)
     assert ordered.segments == (1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0)
 

@@ -118,7 +118,7 @@ def wikisql_lf(hypotheses: Sequence[str], references: References, *, ordered: bo
         segments=segments,
         variant=f"WikiSQL logical form, 0 to 1, conditions {'in order' if ordered else 'in any order'}, values as "
         "lower-case text; deltaw",
-        notes=_unread(ours),
+        notes=_unread(ours, hypotheses),
     )
 
 
@@ -176,7 +176,7 @@ def wikisql_ex(
         value=sum(segments) / len(segments),
         segments=tuple(segments),
         variant="WikiSQL execution, 0 to 1, values and cells in lower case; deltaw, SQLite " + database.engine,
-        notes=_unread(ours),
+        notes=_unread(ours, hypotheses),
     )
 
 
@@ -226,11 +226,12 @@ def _same_columns(database: Tables, table: str, header: list[str] | None, number
         )
 
 
-def _unread(queries: Sequence[Query | None]) -> tuple[str, ...]:
+def _unread(queries: Sequence[Query | None], texts: Sequence[str]) -> tuple[str, ...]:
     count = sum(query is None for query in queries)
     if not count:
         return ()
-    remedy = "; deltaw paper decode --layout wikisql makes query objects of SQL" if count == len(queries) else ""
+    sql = count == len(queries) and any(text.lower().startswith("select ") for text in texts)
+    remedy = "; deltaw paper decode --layout wikisql makes query objects of SQL" if sql else ""
     return (f"{count} of {len(queries)} hypotheses are no query objects and count as wrong{remedy}",)
 
 
