@@ -124,14 +124,17 @@ def test_lora_with_prefixes(embed: float, layer: float, verdict: str) -> None:
     assert claim(rows, "LoRA gains")[0] == verdict
 
 
-@pytest.mark.parametrize(("single", "verdict"), [(0.5, "holds"), (0.7, "does not hold")])
-def test_several_matrices_are_judged_against_each_alone(single: float, verdict: str) -> None:
-    alone = {"lora_q_r6": 0.4, "lora_k_r10": 0.4, "lora_v_r10": 0.4, "lora_o_r6": single}
+@pytest.mark.parametrize(("bleu", "loss", "verdict"), [(0.5, 2.5, "holds"), (0.5, 2.1, "holds in part"),
+                                                       (0.7, 2.1, "does not hold")])  # fmt: skip
+def test_several_matrices_are_judged_against_each_alone(bleu: float, loss: float, verdict: str) -> None:
+    alone = {"lora_q_r6": 0.4, "lora_k_r10": 0.4, "lora_v_r10": 0.4, "lora_o_r6": bleu}
     rows = e2e(**alone, lora_qk_r4=0.9, lora_qv_r4=0.5, lora_qkvo_r2=0.6)
+    rows["e2e/lora-o-r6"][0].values["validation loss"] = loss  # type: ignore[index]
     assert claim(rows, "At one budget") == (
         verdict,
-        f"loss q r=6 2.600, k r=10 2.600, v r=10 2.600, o r=6 {3 - single:.3f}, qk r=4 2.100, qv r=4 2.500, "
-        "qkvo r=2 2.400, with 15,000 values",
+        "BLEU (loss) q r=6 40.0 (2.600), k r=10 40.0 (2.600), v r=10 40.0 (2.600), "
+        f"o r=6 {100 * bleu:.1f} ({loss:.3f}), "
+        "qk r=4 90.0 (2.100), qv r=4 50.0 (2.500), qkvo r=2 60.0 (2.400), with 15,000 values",
     )
 
 

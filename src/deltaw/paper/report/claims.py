@@ -100,15 +100,17 @@ def _with_prefix(rows: Rows) -> Verdict:
 
 
 def _more_matrices(rows: Rows) -> Verdict:
+    """By BLEU and by the validation loss; the better of q,v and q,k,v,o against the best single one."""
     names = ("q-r6", "k-r10", "v-r10", "o-r6", "qk-r4", "qv-r4", "qkvo-r2")
-    losses, counts = (
-        {name: value(rows, f"e2e/lora-{name}", of) for name in names} for of in ("validation loss", "parameters")
-    )
-    text = ", ".join(f"{name.replace('-r', ' r=')} {loss:.3f}" for name, loss in losses.items())
+    measures = ("BLEU", "validation loss", "parameters")
+    scores, losses, counts = ({name: value(rows, f"e2e/lora-{name}", of) for name in names} for of in measures)
+    text = ", ".join(f"{name.replace('-r', ' r=')} {100 * scores[name]:.1f} ({losses[name]:.3f})" for name in names)
     least_and_most = sorted({min(counts.values()), max(counts.values())})
     text += f", with {' to '.join(f'{count:,.0f}' for count in least_and_most)} values"
-    several = min(losses["qv-r4"], losses["qkvo-r2"])
-    return several <= min(losses[name] for name in names[:4]), f"loss {text}"
+    several, single = ("qv-r4", "qkvo-r2"), names[:4]
+    by_score = max(scores[name] for name in several) >= max(scores[name] for name in single)
+    by_loss = min(losses[name] for name in several) <= min(losses[name] for name in single)
+    return statistics.fmean((by_score, by_loss)), f"BLEU (loss) {text}"
 
 
 def _lora_and_full(rows: Rows, row: str, name: str) -> tuple[float, float]:
