@@ -4,11 +4,11 @@
 
     import deltaw.loralib as lora        # was: import loralib as lora
 
-Names, arguments, parameter names and modes are the original's, the arithmetic is the core's. What was wrong there is
-right here: a state dict holds the base's weight and never a sum, ``train()`` gives the base's bits back, a load into a
-merged layer forms the sum anew, what is trained is told by module and not by a substring, and an alpha that no file
-states is asked for. New are ``from_base``, ``attach`` and ``detach``, which keep pre-trained weights, and ``save`` and
-``load``. See docs/loralib.md.
+Names, arguments, parameter names and modes are the original's, and ``loralib.layers`` and ``loralib.utils`` are there
+under theirs; the arithmetic is the core's. What was wrong there is right here: a state dict holds the base's weight and
+never a sum, ``train()`` gives the base's bits back, a load into a merged layer forms the sum anew, what is trained is
+told by its own name and not by a substring of a path, and an alpha that no file states is asked for. New are
+``from_base``, ``attach`` and ``detach``, which keep pre-trained weights, and ``save`` and ``load``. See docs/loralib.md.
 
 Source:
     Hu et al. 2021, arXiv:2106.09685; the names are those of github.com/microsoft/LoRA.
@@ -16,6 +16,7 @@ Source:
 
 from __future__ import annotations
 
+from deltaw.loralib import layers, utils
 from deltaw.loralib.base import LoRALayer
 from deltaw.loralib.conv import Conv1d, Conv2d, Conv3d, ConvLoRA
 from deltaw.loralib.embedding import Embedding
@@ -26,6 +27,9 @@ from deltaw.loralib.trained import lora_state_dict, mark_only_lora_as_trainable
 
 __all__ = [
     "AttachReport", "Conv1d", "Conv2d", "Conv3d", "ConvLoRA", "DetachReport", "Embedding", "Linear", "LoRALayer",
-    "LoadReport", "MergedLinear", "SaveReport", "attach", "detach", "load", "lora_state_dict",
-    "mark_only_lora_as_trainable", "save",
+    "LoadReport", "MergedLinear", "SaveReport", "attach", "detach", "layers", "load", "lora_state_dict",
+    "mark_only_lora_as_trainable", "name", "save", "utils",
 ]  # fmt: skip
+
+name = "lora"
+"""The original package's name for itself."""
