@@ -7,8 +7,8 @@
 Names, arguments, parameter names and modes are the original's, and ``loralib.layers`` and ``loralib.utils`` are there
 under theirs; the arithmetic is the core's. What was wrong there is right here: a state dict holds the base's weight and
 never a sum, ``train()`` gives the base's bits back, a load into a merged layer forms the sum anew, what is trained is
-told by its own name and not by a substring of a path, and an alpha that no file states is asked for. New are
-``from_base``, ``attach`` and ``detach``, which keep pre-trained weights, and ``save`` and ``load``. See docs/loralib.md.
+told by its own name and not by a substring of a path, and an alpha that no file states is asked for. ``from_base``,
+``attach`` and ``detach`` are new and keep pre-trained weights; so are ``save`` and ``load``. See docs/loralib.md.
 
 Source:
     Hu et al. 2021, arXiv:2106.09685; the names are those of github.com/microsoft/LoRA.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral, Real
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -51,8 +52,10 @@ def identity(x: Tensor) -> Tensor:
     return x
 
 
-class AdapterDropout(Dropping):
+class AdapterDropout(Dropping, nn.Dropout):
     """Dropout on the update's input, with masks from a counter of its own: the global random state is left alone.
+
+    It is an ``nn.Dropout``, as the original's is, to code that walks a model and sets ``p`` wherever it finds one.
 
     Args:
         p: probability in [0, 1) of dropping an entry.
@@ -114,10 +117,13 @@ class LoRALayer:
 
     def __init__(self, r: int, lora_alpha: float, lora_dropout: float, merge_weights: bool) -> None:
         check_settings(type(self).__name__, r, lora_alpha, lora_dropout)
-        self.r = r
-        self.lora_alpha = lora_alpha
-        here = isinstance(self, nn.Module) and lora_dropout > 0
-        self.lora_dropout = AdapterDropout(lora_dropout, self) if here else identity  # type: ignore[arg-type]
+        # plain numbers: a checkpoint's settings are read without unpickling classes
+        self.r = int(r)
+        self.lora_alpha = lora_alpha if isinstance(lora_alpha, int) else float(lora_alpha)
+        self.lora_dropout: Any = identity
+        if lora_dropout > 0:
+            p = float(lora_dropout)
+            self.lora_dropout = AdapterDropout(p, self) if isinstance(self, nn.Module) else nn.Dropout(p)
         self.merged = False
         self.merge_weights = merge_weights
 
@@ -136,10 +142,10 @@ def check_settings(name: str, r: object, alpha: object, dropout: object) -> None
     """
 
     def real(value: object) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return isinstance(value, Real) and not isinstance(value, bool)
 
     wrong: tuple[str, object, str] | None = None
-    if not isinstance(r, int) or isinstance(r, bool) or r < 0:
+    if not isinstance(r, Integral) or isinstance(r, bool) or r < 0:
         wrong = ("r", r, "a whole number from 0 on; 0 makes the plain layer")
     elif not real(alpha) or not 1e-30 < abs(alpha) < 1e30:  # type: ignore[arg-type]
         wrong = ("lora_alpha", alpha, "a finite number other than zero")
@@ -288,19 +294,23 @@ class Adapted(LoRALayer, nn.Module):
         """
         parameter = self._parameters.get("weight")
         if self.adapted and not (parameter is not None and parameter.is_meta):
-            where = f"{type(self).__name__}.weight"
-            steps = functools.partial(weight_steps, self, self._kind(), [(self._update(), 1.0)])
-            change = Change(where=where, parameter=parameter, steps=steps, readers=frozenset())
-            check_writable(change)
-            original = Original(self.weight, where, self.weight.dtype)
-            try:
-                change.write(self.weight.data, original.keep, self._room)
-            except StateError:
-                restore(original)
-                raise
-            self._original = original
+            self._original = self._write_sum(parameter) if self._has_term() else None
             self._stamp, self._folded = self._versions(), (self.lora_A.clone(), self.lora_B.clone())
         self.merged = True
+
+    def _write_sum(self, parameter: nn.Parameter | None) -> Original:
+        """Form the sum in the weight's place, and give what restores the weight."""
+        where = f"{type(self).__name__}.weight"
+        steps = functools.partial(weight_steps, self, self._kind(), [(self._update(), 1.0)])
+        change = Change(where=where, parameter=parameter, steps=steps, readers=frozenset())
+        check_writable(change)
+        original = Original(self.weight, where, self.weight.dtype)
+        try:
+            change.write(self.weight.data, original.keep, self._room)
+        except StateError:
+            restore(original)
+            raise
+        return original
 
     def take_off(self) -> None:
         """Put the weight's own bits back.
@@ -327,13 +337,15 @@ class Adapted(LoRALayer, nn.Module):
     def _versions(self) -> tuple[object, ...]:
         """What changes when a factor is written to or replaced, or the scaling is set."""
         factors = (self.lora_A, self.lora_B)
-        return self.scaling, *((id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in factors)
+        return (self.r, self.lora_alpha), *(
+            (id(p), p.data_ptr(), 0 if p.is_inference() else p._version) for p in factors
+        )
 
     def _is_stale(self, closely: bool = False) -> bool:
         """Whether the sum in the weight is no longer that of the factors."""
-        if self._original is None or torch.compiler.is_compiling():
+        if not self._stamp or torch.compiler.is_compiling():
             return False
-        if closely and self._stamp and self._stamp[0] == self.scaling:
+        if closely and self._stamp[0] == (self.r, self.lora_alpha):
             return not all(map(torch.equal, self._folded, (self.lora_A, self.lora_B)))
         return self._stamp != self._versions()
 
@@ -344,7 +356,11 @@ class Adapted(LoRALayer, nn.Module):
                 self.take_off()
                 self.fold_in()
             return False
-        return self.adapted
+        return self._has_term()
+
+    def _has_term(self) -> bool:
+        """Whether there is an update; ``layer.r = 0`` switches a layer's off, as in the original."""
+        return self.adapted and self.r > 0
 
     @contextmanager
     def unmerged(self) -> Iterator[None]:

@@ -61,22 +61,22 @@ class Embedding(Adapted, nn.Embedding):
             nn.init.zeros_(self.lora_A)
             nn.init.normal_(self.lora_B)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Rows of the table, with the update's unless it is in the table.
 
         Args:
-            input: token ids, any shape.
+            x: token ids, any shape.
 
         Returns:
-            Tensor of shape (*input.shape, embedding_dim).
+            Tensor of shape (*x.shape, embedding_dim).
         """
         if not self._speaks():
-            return super().forward(input)
+            return super().forward(x)
         kind = self._kind()
         assert kind.plain is not None and kind.bounded is not None
-        out = kind.plain(self, input)
-        out = super().forward(input) if out is None else out
-        term = kind.up(self, kind.down(self, input, self.lora_A, out.dtype), self.lora_B)
+        out = kind.plain(self, x)
+        out = super().forward(x) if out is None else out
+        term = kind.up(self, kind.down(self, x, self.lora_A, out.dtype), self.lora_B)
         return kind.bounded(self, add_term(out, term, self.scaling))
 
     @classmethod

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from deltaw.errors import ConfigError
 from deltaw.functional import add_term
 from deltaw.layers import KINDS, Kind
-from deltaw.loralib.base import Adapted, Self
+from deltaw.loralib.base import Adapted, AdapterDropout, Self, identity
 from deltaw.loralib.take import refuse_base, take
-from deltaw.step import Frozen, can_fuse, lora_step
+from deltaw.step import Frozen, Mask, can_fuse, lora_step
 
 __all__ = ["Linear", "MergedLinear"]
 
@@ -61,7 +61,7 @@ class _AnyLinear(Adapted, nn.Linear):
         lora_A, lora_B = self._factors()
         trained = weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         # autocast knows no meta device, and cannot be asked about it
-        real = type(x) in (Tensor, nn.Parameter) and not x.is_meta
+        real = type(x) in (Tensor, nn.Parameter) and not x.is_meta and self._masks()
         if real and not trained and not torch.is_autocast_enabled(x.device.type) and can_fuse(weight, x):
             return lora_step(x, lora_A, lora_B, self.scaling, self._mask(), Frozen(weight, self.bias))
         out = F.linear(x, weight, self.bias)
@@ -79,9 +79,12 @@ class _AnyLinear(Adapted, nn.Linear):
         """
         return nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
 
-    def _mask(self) -> Any:
-        mask = getattr(self.lora_dropout, "mask", None)
-        return None if mask is None else mask()
+    def _masks(self) -> bool:
+        """Whether the step can draw the dropout's mask itself; a module that was put in its place has to be called."""
+        return self.lora_dropout is identity or isinstance(self.lora_dropout, AdapterDropout)
+
+    def _mask(self) -> Mask | None:
+        return self.lora_dropout.mask() if isinstance(self.lora_dropout, AdapterDropout) else None
 
     @staticmethod
     def _sizes(base: nn.Module) -> dict[str, Any]:
@@ -210,6 +213,56 @@ class MergedLinear(_AnyLinear):
         """Which outputs have an update: bool, shape (out_features), where the weight is."""
         flags = torch.tensor(self.enable_lora, device=self.weight.device)
         return flags.repeat_interleave(self.out_features // len(self.enable_lora))
+
+    @lora_ind.setter
+    def lora_ind(self, value: Tensor) -> None:
+        # code for the original moves its mask along with the layer by hand; here that changes nothing
+        own = self.lora_ind.cpu()
+        if not torch.equal(value.cpu(), own):
+            raise ConfigError(
+                "the mask of a layer does not say which projections have an update",
+                where="MergedLinear.lora_ind",
+                got=f"a mask of {int(value.sum())} among {value.numel()} outputs",
+                expected=f"the layer's own, of {int(own.sum())} among {own.numel()}; its device does not matter",
+                hint=f"make the layer with other projections than enable_lora={self.enable_lora}.",
+            )
+
+    def zero_pad(self, x: Tensor) -> Tensor:
+        """Rows of the enabled projections among rows of zeros for the others.
+
+        Args:
+            x: shape (number of enabled outputs, ...).
+
+        Returns:
+            Tensor of shape (out_features, ...).
+
+        Raises:
+            ConfigError: if there are not as many rows as enabled outputs.
+        """
+        where = self.lora_ind.to(x.device)
+        if len(x) != int(where.sum()):
+            raise ConfigError(
+                "there is not one row for each enabled output",
+                where="MergedLinear.zero_pad",
+                got=f"{len(x)} rows",
+                expected=f"{int(where.sum())}, with enable_lora={self.enable_lora}",
+                hint="give the rows of the enabled projections alone.",
+            )
+        result = x.new_zeros((self.out_features, *x.shape[1:]))
+        result[where] = x
+        return result
+
+    def merge_AB(self) -> Tensor:
+        """The update as a dense matrix, without its scaling; ``eval()`` and the step never form it.
+
+        Returns:
+            B A, in the shape of the weight as it is stored; zero without an update.
+        """
+        if not self._has_term():
+            return torch.zeros_like(self.weight)
+        lora_A, lora_B = self._factors()
+        update = lora_B @ lora_A
+        return update.t() if self.fan_in_fan_out else update
 
     def settings(self) -> dict[str, Any]:
         """What a checkpoint must agree on.
