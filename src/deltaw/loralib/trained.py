@@ -1,4 +1,4 @@
-"""What is trained and what is stored: by module and parameter, never by a substring of a path."""
+"""What is trained and what is stored: by a parameter's own name, never by a substring of the path to it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class _Entry(NamedTuple):
 
     @property
     def factor(self) -> bool:
-        """Whether it is a LoRA layer's own."""
-        return isinstance(self.module, LoRALayer) and self.leaf.startswith("lora_")
+        """Whether it is named as a factor: on a layer of this face, or on one that the caller wrote."""
+        return self.leaf.startswith("lora_") and not self.core
 
     def is_bias(self, which: str) -> bool:
         """Whether it is a bias that is chosen: by its own name, or as that of a layer with factors."""
@@ -54,6 +54,14 @@ def _entries(model: nn.Module) -> Iterator[_Entry]:
         for leaf, parameter in module._parameters.items():
             if parameter is not None:
                 yield _Entry(f"{prefix}{leaf}", module, leaf, parameter, core)
+
+
+def _buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that a state dict holds and that are named as factors are, under every name."""
+    for path, module in model.named_modules(remove_duplicate=False):
+        for leaf, buffer in module._buffers.items():
+            if leaf.startswith("lora_") and buffer is not None and leaf not in module._non_persistent_buffers_set:
+                yield f"{path}.{leaf}" if path else leaf, buffer.detach()
 
 
 def _check_bias(bias: str) -> None:
@@ -88,8 +96,8 @@ def refuse_nothing(model: nn.Module) -> TargetError:
 def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
     """Train the factors of LoRA layers and the biases asked for, and nothing else.
 
-    A parameter is a factor by the layer that holds it, and a bias by its own name, whatever the path to it contains.
-    Adapters that ``deltaw.attach`` made stay as they are.
+    A parameter is a factor or a bias by its own name (``lora_...``, ``bias``), whatever the path to it contains, so that
+    layers that you wrote count too. Adapters that ``deltaw.attach`` made stay as they are.
 
     Args:
         model: the model.
@@ -165,5 +173,6 @@ def lora_state_dict(model: nn.Module, bias: str = "none") -> dict[str, Tensor]:
             notes[entry.key.rpartition(".")[0]] = {"version": entry.module._version, NOTE: entry.module.settings()}
     if not found:
         raise refuse_nothing(model)
+    found.update(_buffers(model))
     found._metadata = notes  # type: ignore[attr-defined]
     return found
