@@ -68,6 +68,13 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "loralib_projections": lambda tmp: lora.MergedLinear(4, 7, r=2, enable_lora=[True, False]),
     "loralib_conv_groups": lambda tmp: lora.Conv2d(4, 4, 3, r=3, groups=2),
     "loralib_conv_reshaped": lambda tmp: lora.Conv2d(4, 4, (3, 1), r=2, reshaped=True),
+    "loralib_conv_transposed": lambda tmp: lora.ConvLoRA(nn.ConvTranspose2d, 4, 4, 3, r=2),
+    "loralib_conv_own_forward": lambda tmp: lora.ConvLoRA(Strange, 4, 4, 3, r=2),
+    "loralib_conv_no_class": lambda tmp: lora.ConvLoRA(nn.Conv2d(4, 4, 3), 4, 4, 3, r=2),
+    "loralib_conv_replaced": lambda tmp: setattr(lora.Conv2d(4, 4, 3, r=2), "conv", nn.Conv2d(4, 8, 3)),
+    "loralib_conv_hooked": lambda tmp: lora.Conv2d(4, 4, 3, r=2).conv.register_forward_hook(print),
+    "loralib_mask_other": lambda tmp: setattr(fused(), "lora_ind", torch.ones(6, dtype=torch.bool)),
+    "loralib_pad_rows": lambda tmp: fused().zero_pad(torch.ones(6, 4)),
     "loralib_bias_unknown": lambda tmp: lora.lora_state_dict(net(), bias="some"),
     "loralib_no_layer": lambda tmp: lora.mark_only_lora_as_trainable(nn.Linear(4, 4)),
     "loralib_tied": tied,
@@ -89,6 +96,15 @@ CASES: dict[str, Callable[[Path], Any]] = {
     "loralib_attach_hooks": lambda tmp: lora.attach(hooked(), ["0"], r=2, lora_alpha=4),
     "loralib_attach_core": lambda tmp: dw.attach(net(), dw.LoRAConfig(targets=["query"])),
 }
+
+
+class Strange(nn.Conv2d):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) * 2
+
+
+def fused() -> lora.MergedLinear:
+    return lora.MergedLinear(4, 6, r=2, enable_lora=[True, False])
 
 
 def hooked() -> nn.Module:

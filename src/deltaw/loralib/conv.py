@@ -7,7 +7,9 @@ that layout, for the checkpoints that were written with it.
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,19 +17,19 @@ from torch import Tensor, nn
 from deltaw.errors import CheckpointError, ConfigError
 from deltaw.functional import add_term
 from deltaw.layers import KINDS, Kind
-from deltaw.loralib.base import Adapted, LoRALayer, Self
+from deltaw.loralib.base import Adapted, Self
+from deltaw.loralib.inner import BASES, SAME, build, join, outside, put
 from deltaw.loralib.take import refuse_base, take
 
 __all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvLoRA"]
 
-_BASES = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_SAME = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-
 
 class ConvLoRA(Adapted):
-    """What the three convolutions have in common.
+    """A convolution of the class that is named, with an update; what Conv1d, Conv2d and Conv3d have in common.
 
     Args:
+        conv_module: ``nn.Conv1d``, ``nn.Conv2d`` or ``nn.Conv3d``, a subclass that keeps their forward, or a callable
+            that makes an object of one of these. The layer becomes an object of that class too.
         in_channels: channels of an input.
         out_channels: channels of an output.
         kernel_size: one number, or one for each axis.
@@ -35,11 +37,17 @@ class ConvLoRA(Adapted):
         lora_alpha: numerator of the scaling.
         lora_dropout: probability in [0, 1) of dropping entries of the update's input while training.
         merge_weights: ``eval()`` adds the update to the kernel, ``train()`` takes it off again.
-        reshaped: factors in the layout of the original's Conv2d, which is reshaped to the kernel.
-        **kwargs: further arguments of the torch layer.
+        reshaped: factors in the layout of the original's, whose product is reshaped to the kernel.
+        **kwargs: further arguments of ``conv_module``.
 
     Raises:
         ConfigError: if the rank does not suit the groups, or the kernel the layout.
+        TargetError: if ``conv_module`` makes no convolution, or one with a forward of its own.
+
+    Example:
+        >>> layer = ConvLoRA(nn.Conv1d, 4, 8, 3, r=2)
+        >>> isinstance(layer, nn.Conv1d), sorted(layer.state_dict())
+        (True, ['bias', 'lora_A', 'lora_B', 'weight'])
     """
 
     in_channels: int
@@ -49,14 +57,35 @@ class ConvLoRA(Adapted):
     reshaped: bool
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], r: int = 0,
-        lora_alpha: float = 1, lora_dropout: float = 0.0, merge_weights: bool = True, *, reshaped: bool = False,
-        **kwargs: Any,
+        self, conv_module: Callable[..., nn.Module], in_channels: int, out_channels: int,
+        kernel_size: int | tuple[int, ...], r: int = 0, lora_alpha: float = 1, lora_dropout: float = 0.0,
+        merge_weights: bool = True, *, reshaped: bool = False, **kwargs: Any,
     ) -> None:  # fmt: skip
-        # behind the mark among the ancestors stands the torch layer
-        super(LoRALayer, self).__init__(in_channels, out_channels, kernel_size, **kwargs)
+        base = build(conv_module, in_channels, out_channels, kernel_size, **kwargs)
+        if not isinstance(self, type(base)):
+            self.__class__ = join(type(self), type(base))
+        # the convolution's state is the layer's; its dictionaries are copied, since the factors join the parameters
+        vars(self).update({k: copy.copy(v) if isinstance(v, dict) else v for k, v in vars(base).items()})
         self._begin(r, lora_alpha, lora_dropout, merge_weights)
+        if type(base) not in BASES:
+            # nobody but its own class can make it anew
+            self.home = [base]
         self._grow_kernel(r, reshaped)
+
+    @property
+    def conv(self) -> nn.Module:
+        """The convolution without the update, over the layer's own parameters, as the original holds it.
+
+        What is assigned to it or loaded into it reaches the layer. Setting it takes another one's parameters over.
+        """
+        return outside(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "conv":
+            # torch would register a module of that name before it looked for a property
+            put(self, value)
+        else:
+            super().__setattr__(name, value)
 
     def _kind(self) -> Kind:
         return KINDS["Conv"]
@@ -110,20 +139,20 @@ class ConvLoRA(Adapted):
         """
         return {**super().settings(), "reshaped": self.reshaped}
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """The convolution, and the update's term unless it is in the weight.
 
         Args:
-            input: shape (batch, in_channels, ...) or (in_channels, ...).
+            x: shape (batch, in_channels, ...) or (in_channels, ...).
 
         Returns:
             The output, as the torch layer has it.
         """
         speaks = self._speaks()
-        out: Tensor = super().forward(input)
+        out: Tensor = super().forward(x)
         if not speaks:
             return out
-        kind, dropped = self._kind(), self.lora_dropout(input)
+        kind, dropped = self._kind(), self.lora_dropout(x)
         if self.reshaped:
             return add_term(out, kind.down(self, dropped, self._whole(), out.dtype), self.scaling)
         return add_term(out, kind.up(self, kind.down(self, dropped, self.lora_A, out.dtype), self.lora_B), self.scaling)
@@ -134,14 +163,14 @@ class ConvLoRA(Adapted):
         Returns:
             The layer.
         """
-        cls: Any = _BASES[len(self.kernel_size) - 1]
-        same = {name: getattr(self, name) for name in _SAME}
+        cls: Any = BASES[len(self.kernel_size) - 1]
+        same = {name: getattr(self, name) for name in SAME}
         made: nn.Module = cls(**same, bias=self.bias is not None, device="meta")
         return made
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Read the names of every release: ``conv.weight`` (0.1.2), ``weight``, or both."""
-        for leaf in ("weight", "bias"):
+        for leaf in (*self._parameters, *self._buffers):
             inner = state_dict.pop(f"{prefix}conv.{leaf}", None)
             if inner is not None:
                 state_dict.setdefault(f"{prefix}{leaf}", inner)
@@ -155,6 +184,22 @@ class ConvLoRA(Adapted):
                 hint="make the layer with reshaped=True.",
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class _OfTorch(ConvLoRA):
+    """A ConvLoRA of one of torch's own classes, which need not be named."""
+
+    _base: ClassVar[Callable[..., nn.Module]]
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, ...], r: int = 0,
+        lora_alpha: float = 1, lora_dropout: float = 0.0, merge_weights: bool = True, *, reshaped: bool = False,
+        **kwargs: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(
+            type(self)._base, in_channels, out_channels, kernel_size, r, lora_alpha, lora_dropout, merge_weights,
+            reshaped=reshaped, **kwargs,
+        )  # fmt: skip
 
     @classmethod
     def from_base(
@@ -177,18 +222,20 @@ class ConvLoRA(Adapted):
         Raises:
             TargetError: if it is another kind of layer, or one whose forward or weight is not torch's own.
         """
-        if type(base) not in _BASES or not issubclass(cls, type(base)):
+        if type(base) not in BASES or not issubclass(cls, type(base)):
             raise refuse_base(base, f"a plain nn.{cls.__name__}")
         settings = {"r": r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout, "merge_weights": merge_weights}
-        same = {name: getattr(base, name) for name in _SAME}
+        same = {name: getattr(base, name) for name in SAME}
         return take(cls, base, {**same, **settings, "reshaped": reshaped})
 
 
-class Conv1d(ConvLoRA, nn.Conv1d):
+class Conv1d(_OfTorch, nn.Conv1d):
     """nn.Conv1d with an update of rank r; see ``ConvLoRA`` for its arguments."""
 
+    _base = nn.Conv1d
 
-class Conv2d(ConvLoRA, nn.Conv2d):
+
+class Conv2d(_OfTorch, nn.Conv2d):
     """nn.Conv2d with an update of rank r; see ``ConvLoRA`` for its arguments.
 
     Example:
@@ -197,6 +244,10 @@ class Conv2d(ConvLoRA, nn.Conv2d):
         (torch.Size([2, 4, 3, 3]), torch.Size([8, 2, 1, 1]))
     """
 
+    _base = nn.Conv2d
 
-class Conv3d(ConvLoRA, nn.Conv3d):
+
+class Conv3d(_OfTorch, nn.Conv3d):
     """nn.Conv3d with an update of rank r; see ``ConvLoRA`` for its arguments."""
+
+    _base = nn.Conv3d

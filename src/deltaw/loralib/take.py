@@ -10,7 +10,7 @@ from torch import nn
 from deltaw.errors import TargetError
 from deltaw.layer import is_shadowed
 
-__all__ = ["refuse_base", "take"]
+__all__ = ["refuse_base", "require_plain", "take"]
 
 Layer = TypeVar("Layer", bound=nn.Module)
 
@@ -50,12 +50,7 @@ def take(cls: type[Layer], base: nn.Module, arguments: dict[str, Any]) -> Layer:
     Raises:
         TargetError: if the base has hooks or a forward of its own, or a weight that is no plain parameter.
     """
-    weight = base._parameters.get("weight")
-    if type(weight) is not nn.Parameter or weight.dtype not in _DTYPES:
-        got = f"{type(weight).__name__} of {getattr(weight, 'dtype', 'no dtype')}"
-        raise _lost(base, "its weight is no plain floating-point parameter", got)
-    if is_shadowed(base) or "_hf_hook" in base.__dict__ or any(base.__dict__.get(name) for name in _HOOKS):
-        raise _lost(base, "its hooks or its own forward would be lost", "hooks, or an instance attribute 'forward'")
+    weight = require_plain(base)
     if "bias" in base._parameters:
         arguments = {**arguments, "bias": base._parameters["bias"] is not None}
     made: Any = cls(**arguments, device="meta", dtype=weight.dtype)
@@ -70,6 +65,27 @@ def take(cls: type[Layer], base: nn.Module, arguments: dict[str, Any]) -> Layer:
             made.reset_factors()
     made.train(base.training)
     return made  # type: ignore[no-any-return]
+
+
+def require_plain(base: nn.Module) -> nn.Parameter:
+    """Refuse a layer with something that a layer made around its parameters would lose.
+
+    Args:
+        base: the layer.
+
+    Returns:
+        Its weight.
+
+    Raises:
+        TargetError: if it has hooks or a forward of its own, or a weight that is no plain parameter.
+    """
+    weight = base._parameters.get("weight")
+    if type(weight) is not nn.Parameter or weight.dtype not in _DTYPES:
+        got = f"{type(weight).__name__} of {getattr(weight, 'dtype', 'no dtype')}"
+        raise _lost(base, "its weight is no plain floating-point parameter", got)
+    if is_shadowed(base) or "_hf_hook" in base.__dict__ or any(base.__dict__.get(name) for name in _HOOKS):
+        raise _lost(base, "its hooks or its own forward would be lost", "hooks, or an instance attribute 'forward'")
+    return weight
 
 
 def _lost(base: nn.Module, what: str, got: str) -> TargetError:

@@ -96,8 +96,8 @@ def refuse_nothing(model: nn.Module) -> TargetError:
 def mark_only_lora_as_trainable(model: nn.Module, bias: str = "none") -> None:
     """Train the factors of LoRA layers and the biases asked for, and nothing else.
 
-    A parameter is a factor or a bias by its own name (``lora_...``, ``bias``), whatever the path to it contains, so that
-    layers that you wrote count too. Adapters that ``deltaw.attach`` made stay as they are.
+    A parameter is a factor or a bias by its own name (``lora_...``, ``bias``), whatever the path to it contains; layers
+    that you wrote count too. Adapters that ``deltaw.attach`` made stay as they are.
 
     Args:
         model: the model.
