@@ -128,6 +128,9 @@ class _Outside:
                 raise
             return getattr(self.layer[0], name)
 
+    def _get_name(self) -> str:
+        return type(self).__bases__[1].__name__
+
     def _refused(self, *args: Any, **kwargs: Any) -> None:
         raise StateError(
             "this would be lost: a layer's conv is made anew whenever it is asked for",
