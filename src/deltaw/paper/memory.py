@@ -215,7 +215,8 @@ def memory_account(step: StepShape) -> MemoryAccount:
 
     import deltaw as dw
     from deltaw.train.loss import find_split
-    from deltaw.train.memory import Workload, kept_by, memory_plan
+    from deltaw.train.kept import kept_by
+    from deltaw.train.memory import Workload, memory_plan
     from deltaw.train.shape import meta_model
 
     model = meta_model(step.source, labels=step.labels, dtype=getattr(torch, step.dtype))
