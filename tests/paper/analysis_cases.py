@@ -16,6 +16,7 @@ from deltaw.paper.analyses.latency import Case, Latency
 from deltaw.paper.analyses.low_data import collect, protocol
 from deltaw.paper.analyses.memory import ClaimLine, MemoryAccount, MethodMemory
 from deltaw.paper.analyses.pieces import Piece
+from deltaw.paper.analyses.printed import figure2
 from deltaw.paper.analyses.quality import Scored, quality
 from deltaw.paper.analyses.recipes import Recipe, Recipes
 from deltaw.paper.analyses.result import Analysis
@@ -139,6 +140,7 @@ RESULTS: dict[str, Callable[[], Analysis]] = {
     "memory": lambda: _memory(True),
     "memory-states": lambda: _memory(False),
     "quality": _quality,
+    "figure2": figure2,
     "which": lambda: _recipes("which", False),
     "which-scored": lambda: _recipes("which", True),
     "sweep": lambda: _recipes("rank-sweep", False),
