@@ -14,7 +14,9 @@ from deltaw.paper.analyses.base import against_base
 from deltaw.paper.analyses.deployment import deployment
 from deltaw.paper.analyses.latency import Case, Latency
 from deltaw.paper.analyses.low_data import collect, protocol
+from deltaw.paper.analyses.memory import ClaimLine, MemoryAccount, MethodMemory
 from deltaw.paper.analyses.pieces import Piece
+from deltaw.paper.analyses.printed import figure2
 from deltaw.paper.analyses.quality import Scored, quality
 from deltaw.paper.analyses.recipes import Recipe, Recipes
 from deltaw.paper.analyses.result import Analysis
@@ -27,6 +29,7 @@ from deltaw.paper.analyses.within import within
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 PREFIX = "base_model.model."
+MILLION = 10**6
 
 
 def made(
@@ -92,6 +95,21 @@ def _switch() -> Switch:
     return Switch(model="toy", machine="cpu", adapters=3, adapter_bytes=1000, rounds=4, ways=ways)
 
 
+def _memory(estimated: bool) -> MemoryAccount:
+    held = (("full fine-tuning", 100, 500), ("LoRA", 4, 300), ("LoRA+PL", 5, None))
+    methods = tuple(
+        MethodMemory(
+            method=method, trained=n, weights=400 * MILLION, added=4 * n * MILLION, gradients=2 * n * MILLION,
+            optimizer=8 * n * MILLION, activations=kept * MILLION if kept and estimated else None,
+        )
+        for method, n, kept in held
+    )  # fmt: skip
+    return MemoryAccount(
+        model="toy", base=100 * MILLION, batch=2, length=64, dtype="float32", matrices="qv", rank=4, methods=methods,
+        claims=(ClaimLine(name="LoRA", paper="350GB", ours="0.5 GB"),) if estimated else (), notes=("made up",),
+    )  # fmt: skip
+
+
 def _quality() -> Analysis:
     runs = [
         Scored(method=m, parameters=10**n, score=n + bias, task=t)
@@ -119,7 +137,10 @@ RESULTS: dict[str, Callable[[], Analysis]] = {
     ),
     "switch": _switch,
     "deployment": lambda: deployment(model="GPT-3", base_bytes=350 * 10**9, adapter_bytes=2 * 18_874_368),
+    "memory": lambda: _memory(True),
+    "memory-states": lambda: _memory(False),
     "quality": _quality,
+    "figure2": figure2,
     "which": lambda: _recipes("which", False),
     "which-scored": lambda: _recipes("which", True),
     "sweep": lambda: _recipes("rank-sweep", False),

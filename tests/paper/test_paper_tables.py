@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from deltaw.paper.tables import (
     read_number,
     read_table,
 )
+from deltaw.paper.tables.show import to_csv
 
 # rows x columns of each table
 SIZES = {
@@ -214,6 +218,45 @@ def test_the_command_gives_json(capsys: pytest.CaptureFixture[str]) -> None:
     }  # fmt: skip
     assert len(json.loads(run(capsys, "--json"))["tables"]) == len(TABLE_IDS)
     assert len(json.loads(run(capsys, "errata", "--json"))["errata"]) == 19
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_output_writes_a_table_in_three_forms(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    said = run(capsys, "3", "-o", str(tmp_path / "out"))
+    assert said.rstrip().endswith(f"wrote table3.txt, table3.csv, table3.json to {tmp_path / 'out'}")
+    rows = {row["row"]: row for row in rows_of((tmp_path / "out" / "table3.csv").read_text(encoding="utf-8"))}
+    assert (rows["M LoRA"]["BLEU"], rows["M LoRA"]["BLEU +-"], rows["M LoRA"]["parameters"]) == ("70.4", ".1", "0.35M")
+    assert (rows["M FT"]["BLEU +-"], rows["M FT"]["marks"], rows["M FT"]["model"]) == ("", "*", "gpt2-medium")
+    assert json.loads((tmp_path / "out" / "table3.json").read_text()) == json.loads(run(capsys, "3", "--json"))
+    assert (tmp_path / "out" / "table3.txt").read_text() == run(capsys, "3")
+    found = json.loads(run(capsys, "errata", "--json", "-o", str(tmp_path)))
+    assert [Path(file).name for file in found["files"]] == ["errata.txt", "errata.csv", "errata.json"]
+    assert [row["id"] for row in rows_of((tmp_path / "errata.csv").read_text())] == [f"ERR{n}" for n in range(1, 20)]
+
+
+def test_output_without_a_table_writes_all(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert f"wrote table1.txt, table1.csv, table1.json and {3 * len(TABLE_IDS)} more" in run(
+        capsys, "-o", str(tmp_path)
+    )
+    assert {file.stem for file in tmp_path.glob("*.csv")} == {*TABLE_IDS, "errata"}
+    (tmp_path / "file").write_text("x")
+    assert main(["paper", "tables", "3", "-o", str(tmp_path / "file")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", TABLE_IDS)
+def test_csv_loses_no_cell(name: str) -> None:
+    table = printed_table(name)
+    rows = rows_of(to_csv(table))
+    assert [row["row"] for row in rows] == [row.id for row in table.rows]
+    for line, row in zip(rows, table.rows, strict=True):
+        for column in table.columns:
+            parts = [line[column.id], line.get(f"{column.id} +-") or ""]
+            text = row.cells[column.id].text if column.id in row.cells else ""
+            assert "+-".join(filter(None, parts)) == text
 
 
 @pytest.mark.parametrize("name", ["19", "0", "tabel3", "figure1"])

@@ -18,17 +18,9 @@ from deltaw.errors import ConfigError
 from deltaw.train import Isolation, pack
 from deltaw.train.batches import Batch, collate
 from deltaw.train.data import Example
+from deltaw.train.kept import frozen_values, kept_by, kept_in, stored_values
 from deltaw.train.loss import Losses
-from deltaw.train.memory import (
-    ADAM_BYTES,
-    Workload,
-    activation_bytes,
-    frozen_values,
-    kept_by,
-    kept_in,
-    memory_plan,
-    stored_values,
-)
+from deltaw.train.memory import ADAM_BYTES, Workload, activation_bytes, block_bytes, memory_plan
 from deltaw.train.shape import meta_model
 
 VOCAB, BATCH, LENGTH = 1024, 4, 128
@@ -291,6 +283,23 @@ def test_every_setting_of_the_workload_counts() -> None:
     whole = memory_plan(model, sites=sites, trained=1, workload=Workload(batch=2, length=256, chunked=False))
     assert whole.lora.logits == 512 * 50257 * 16
     assert activation_bytes(model, sites, plain, extra=["lm_head"]) == base + 4 * 512 * 768
+
+
+def test_a_block_is_the_sum_of_its_parts() -> None:
+    model, work = meta_model("gpt2").eval(), Workload(batch=2, length=256)
+    parts, n = block_bytes(model, work), 4 * 512 * 768
+    assert (parts.norms, parts.mlp, parts.dropout) == (2 * n, 16 * n, 0)
+    assert parts.attention == 4 * n + 4 * 512 * 12 and parts.total == 22 * n + 4 * 512 * 12
+    assert block_bytes(model.train(), work).dropout == 2 * n
+
+
+def test_slices_keep_their_terms_and_trained_rms_norms_what_they_scale() -> None:
+    site = kept_by(dw.plan(meta_model("gpt2"), dw.LoRAConfig(targets=["c_attn[q,v]"], rank=4)))
+    assert {(kept.outputs, kept.input, kept.recalled) for kept in site.values()} == {(2 * 768, True, False)}
+    model, work = build("llama"), Workload(batch=1, length=8)
+    norms = [f"model.layers.3.{name}" for name in ("input_layernorm", "post_attention_layernorm")]
+    counts = [activation_bytes(model, dict.fromkeys(norms[:n], 0), work) for n in (1, 2)]
+    assert counts[1] - counts[0] == 4 * 8 * 128 == counts[0] - block_bytes(model, work).total
 
 
 def test_dropout_of_the_base_counts_only_while_training() -> None:

@@ -187,8 +187,9 @@ def make_plan(shape: Shape, adapter: AdapterConfig) -> PlanResult:
 
     import deltaw as dw
     from deltaw.train.defaults import Choices, Facts, choose_length, choose_rank
+    from deltaw.train.kept import frozen_values, kept_by, stored_values
     from deltaw.train.loss import find_split
-    from deltaw.train.memory import Workload, frozen_values, kept_by, memory_plan, stored_values
+    from deltaw.train.memory import Workload, memory_plan
     from deltaw.train.shape import meta_model
     from deltaw.train.wear import lora_config
 

@@ -1,30 +1,38 @@
-"""What one training step holds, method by method: the paper's account of memory beside ours.
+"""The account of one training step under every method of the paper, from shapes alone.
 
 Weights are held in their own format. Values that a method adds are float32; where it trains weights of the base in half
 precision, a float32 copy of them is kept beside. Gradients have the format of what they belong to, and Adam keeps two
-float32 moments, 8 bytes for each trained value. Activations are estimated where ``deltaw.train.memory`` has a formula
-that was checked against measured peaks: LoRA and full fine-tuning.
+float32 moments, 8 bytes for each trained value. Activations are those of ``deltaw.train.memory`` and
+``deltaw.paper.activations``; where neither has a formula for a shape or a setting, there is no estimate, and a note
+says why.
+
+Special tokens are put before and behind a row's tokens as far as the model's context allows, else in the place of its
+last ones.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltaw.errors import ConfigError
 from deltaw.paper import counts
+from deltaw.paper.analyses.memory import GB, MB, ClaimLine, MemoryAccount, MethodMemory
 from deltaw.paper.models import PAPER_MODELS, bias_values, block_values, targets_of
 from deltaw.paper.tables import find_cell
-from deltaw.reports import table
 
 if TYPE_CHECKING:
-    from deltaw.train.memory import MemoryPlan
+    from deltaw.sites import Plan
+    from deltaw.train.memory import MemoryPlan, Workload
 
-__all__ = ["ClaimLine", "MemoryAccount", "MethodMemory", "StepShape", "memory_account"]
+__all__ = ["StepShape", "memory_account"]
 
 ADAM_BYTES = 8
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-GB, MB = 10**9, 10**6
+DROPPED = 5
+"""Blocks without adapters in Adapter D, as ``deltaw.baselines.AdapterD`` has it; the last block keeps its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +44,7 @@ class StepShape:
         matrices: letters of q, k, v and o that LoRA adapts.
         rank: LoRA's r; None takes the paper's for this model, else 8.
         bottleneck: r of the adapters.
+        drop_layers: blocks at the input that have none in Adapter D; None takes 5, or all but the last.
         prefix: special tokens before the prompt.
         infix: special tokens after it.
         dtype: of weights and activations.
@@ -49,6 +58,7 @@ class StepShape:
     matrices: str = "qv"
     rank: int | None = None
     bottleneck: int = 8
+    drop_layers: int | None = None
     prefix: int = 8
     infix: int = 8
     dtype: str = "float16"
@@ -62,11 +72,19 @@ class StepShape:
         for name, value in sizes.items():
             if value is not None and value < 1:
                 raise _out_of_range(name, value, "a whole number from 1 up")
-        for name, value in {"prefix": self.prefix, "infix": self.infix}.items():
-            if value < 0:
+        least = {"prefix": self.prefix, "infix": self.infix, "drop-layers": self.drop_layers}
+        for name, value in least.items():
+            if value is not None and value < 0:
                 raise _out_of_range(name, value, "a whole number from 0 up")
+        if not self.special:
+            raise _out_of_range("prefix", 0, "at least one special token before or after the prompt")
         if self.dtype not in DTYPE_BYTES:
             raise _out_of_range("dtype", self.dtype, f"one of {', '.join(DTYPE_BYTES)}")
+
+    @property
+    def special(self) -> int:
+        """Special tokens in a row, lp + li."""
+        return self.prefix + self.infix
 
 
 def _out_of_range(name: str, value: object, expected: str) -> ConfigError:
@@ -76,165 +94,93 @@ def _out_of_range(name: str, value: object, expected: str) -> ConfigError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodMemory:
-    """Bytes of one method by part.
+class _Case:
+    """One account under way.
 
     Args:
-        method: its name.
-        trained: trained values.
-        weights: bytes of the base.
-        added: bytes of what the method adds, or of the float32 copy of what it trains.
-        gradients: bytes.
-        optimizer: bytes of Adam's moments.
-        activations: bytes kept for the backward pass, logits among them; None where there is no estimate.
-    """
-
-    method: str
-    trained: int
-    weights: int
-    added: int
-    gradients: int
-    optimizer: int
-    activations: int | None = None
-
-    @property
-    def states(self) -> int:
-        """Bytes of everything but activations."""
-        return self.weights + self.added + self.gradients + self.optimizer
-
-    @property
-    def total(self) -> int | None:
-        """Bytes of the step; None without an estimate of activations."""
-        return None if self.activations is None else self.states + self.activations
-
-    def payload(self) -> dict[str, Any]:
-        """The numbers for programs.
-
-        Returns:
-            Bytes by part.
-        """
-        parts = ("method", "trained", "weights", "added", "gradients", "optimizer", "states", "activations", "total")
-        return {part: getattr(self, part) for part in parts}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClaimLine:
-    """A figure of the paper's section 4.2 beside ours.
-
-    Args:
-        name: what is claimed.
-        paper: as printed; empty where the paper prints none.
-        ours: ours, in words and digits.
-    """
-
-    name: str
-    paper: str
-    ours: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemoryAccount:
-    """Every method on one model; ``str`` is what ``deltaw paper memory`` prints.
-
-    Args:
-        source: the model.
-        step: the step.
-        length: tokens of a row.
+        model: the shape, on the meta device.
+        step: as asked for.
         rank: LoRA's r.
-        base: values of the base.
-        methods: full fine-tuning first.
-        claims: what the paper says, beside ours.
+        positions: the model's context; None where it has no end.
+        load: a step without special tokens.
+        special: one with them, positions of a row counted; None where they leave no room for a token.
+        estimated: whether activations have a formula for this type of model.
     """
 
-    source: str
+    model: Any
     step: StepShape
-    length: int
     rank: int
-    base: int
-    methods: tuple[MethodMemory, ...]
-    claims: tuple[ClaimLine, ...]
+    positions: int | None
+    load: Workload
+    special: Workload | None
+    estimated: bool
 
-    def __str__(self) -> str:
-        """A table of methods, then the claims."""
-        name, unit = ("GB", GB) if self.methods[0].states >= GB else ("MB", MB)
-        step = self.step
-        title = (
-            f"memory of one step of {self.source} ({self.base:,} values), {step.batch} x {self.length} tokens, "
-            f"{step.dtype} weights, Adam; {name} = 10^{9 if unit == GB else 6} bytes"
-        )
-        header = ("method", "trained", "weights", "added", "gradients", "optimizer", "states", "activations", "total",
-                  "states of full")  # fmt: skip
-        body = [self._row(method, unit) for method in self.methods]
-        widths = [max(len(row[i]) for row in [header, *body]) for i in range(len(header))]
-        rows = [[cell.rjust(width) if i else cell for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
-                for row in [header, *body]]  # fmt: skip
-        lines = [title, table(rows[0], rows[1:])]
-        if self.claims:
-            rows = [[claim.name, claim.paper or "-", claim.ours] for claim in self.claims]
-            lines += ["", table(("section 4.2", "paper", "ours"), rows)]
-        return "\n".join(lines)
-
-    def _row(self, method: MethodMemory, unit: int) -> list[str]:
-        def shown(value: int | None) -> str:
-            return "-" if value is None else f"{value / unit:,.3f}"
-
-        parts = (method.weights, method.added, method.gradients, method.optimizer, method.states, method.activations)
-        share = f"{method.states / self.methods[0].states:.2%}"
-        return [method.method, f"{method.trained:,}", *map(shown, parts), shown(method.total), share]
-
-    def payload(self) -> dict[str, Any]:
-        """The account for programs.
-
-        Returns:
-            Bytes by method and part, and the claims.
-        """
-        return {
-            "model": self.source, "base_parameters": self.base, "batch": self.step.batch, "length": self.length,
-            "dtype": self.step.dtype, "matrices": self.step.matrices, "rank": self.rank,
-            "methods": [method.payload() for method in self.methods], "claims": list(self.claims),
-        }  # fmt: skip
+    @property
+    def base(self) -> int:
+        """Values of the base, shared ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def memory_account(step: StepShape) -> MemoryAccount:
+def memory_account(step: StepShape, *, name: str = "") -> MemoryAccount:
     """Account for one training step under every method of the paper.
 
     Args:
         step: the model, the step and the sizes of the methods.
+        name: of the model, for the titles; empty takes the step's source.
 
     Returns:
         The account.
 
     Raises:
-        ConfigError: if the rows are longer than the model's context, or the letters are no matrices.
+        ConfigError: if the rows are longer than the model's context, the letters are no matrices, or no block keeps an
+            adapter.
         ModelError: if the shape cannot be read, or its family's matrices are not known.
 
     Source:
         Section 4.2 of arXiv:2106.09685; Adam's two moments: Kingma and Ba 2015, arXiv:1412.6980, algorithm 1.
     """
+    import deltaw as dw
+    from deltaw.train.kept import kept_by
+    from deltaw.train.memory import memory_plan
+
+    case = _case(step)
+    config = dw.LoRAConfig(targets=targets_of(case.model.config.model_type, step.matrices), rank=case.rank)
+    plan = dw.plan(case.model, config)
+    report = memory_plan(case.model, sites=kept_by(plan), trained=plan.parameters, workload=case.load)
+    full = _planned("full fine-tuning", case.base, report.full, case.estimated)
+    lora = _planned(f"LoRA {step.matrices} r={case.rank}", plan.parameters, report.lora, case.estimated)
+    logits = report.lora.logits
+    methods = (full, *_subsets(case, logits), *_prefixes(case), *_adapters(case, logits), lora, *_combined(case, plan))
+    return MemoryAccount(
+        model=name or step.source, base=case.base, batch=step.batch, length=case.load.length, dtype=step.dtype,
+        checkpointing=step.gradient_checkpointing, matrices=step.matrices, rank=case.rank, methods=methods,
+        claims=_claims(step, full, lora), notes=tuple(_notes(case)),
+    )  # fmt: skip
+
+
+def _case(step: StepShape) -> _Case:
     import torch
 
-    import deltaw as dw
+    from deltaw.baselines.anatomy import Anatomy
+    from deltaw.paper.activations import ESTIMATED
     from deltaw.train.loss import find_split
-    from deltaw.train.memory import Workload, kept_by, memory_plan
+    from deltaw.train.memory import Workload
     from deltaw.train.shape import meta_model
 
     model = meta_model(step.source, labels=step.labels, dtype=getattr(torch, step.dtype))
-    length = _length(step, getattr(model.config, "max_position_embeddings", None))
-    rank = step.rank or (PAPER_MODELS[step.source].rank if step.source in PAPER_MODELS else 8)
-    config = dw.LoRAConfig(targets=targets_of(model.config.model_type, step.matrices), rank=rank)
-    plan = dw.plan(model, config)
-    work = Workload(
+    positions = Anatomy(model).positions
+    length = _length(step, positions)
+    load = Workload(
         batch=step.batch, length=length, dtype=getattr(torch, step.dtype), checkpointing=step.gradient_checkpointing,
         chunked=find_split(model)[0] is not None,
     )  # fmt: skip
-    report = memory_plan(model, sites=kept_by(plan), trained=plan.parameters, workload=work)
-    base = sum(p.numel() for p in model.parameters())
-    lora = _planned(f"LoRA {step.matrices} r={rank}", plan.parameters, report.lora)
-    full = _planned("full fine-tuning", base, report.full)
-    methods = (full, *_subsets(model, step), lora, *_additions(model.config, base, step))
-    return MemoryAccount(
-        source=step.source, step=step, length=length, rank=rank, base=base, methods=methods,
-        claims=_claims(step, full, lora),
+    whole = min(length + step.special, positions or length + step.special)
+    tokens = step.batch * (whole - step.special)
+    special = dataclasses.replace(load, length=whole, loss_tokens=tokens) if tokens > 0 else None
+    return _Case(
+        model=model, step=step, positions=positions, load=load, special=special,
+        rank=step.rank or (PAPER_MODELS[step.source].rank if step.source in PAPER_MODELS else 8),
+        estimated=model.config.model_type in ESTIMATED,
     )  # fmt: skip
 
 
@@ -244,45 +190,126 @@ def _length(step: StepShape, positions: int | None) -> int:
     return step.length or min(positions or 2048, 2048)
 
 
-def _planned(method: str, trained: int, plan: MemoryPlan) -> MethodMemory:
+def _planned(method: str, trained: int, plan: MemoryPlan, estimated: bool) -> MethodMemory:
     return MethodMemory(
         method=method, trained=trained, weights=plan.weights, added=plan.adapter, gradients=plan.gradients,
-        optimizer=plan.optimizer, activations=plan.activations + plan.logits,
+        optimizer=plan.optimizer, activations=plan.activations + plan.logits if estimated else None,
     )  # fmt: skip
 
 
-def _subsets(model: Any, step: StepShape) -> list[MethodMemory]:
+def _beside(case: _Case, method: str, trained: int, activations: int | None) -> MethodMemory:
+    """A method whose float32 values stand beside the frozen base."""
+    return MethodMemory(
+        method=method, trained=trained, weights=DTYPE_BYTES[case.step.dtype] * case.base, added=4 * trained,
+        gradients=4 * trained, optimizer=ADAM_BYTES * trained, activations=activations,
+    )  # fmt: skip
+
+
+def _subsets(case: _Case, logits: int) -> Iterator[MethodMemory]:
     """Methods that train some of the base's own weights."""
-    e = DTYPE_BYTES[step.dtype]
-    weights = e * sum(p.numel() for p in model.parameters())
-    trained = {"FT-Top2": block_values(model, 2), "BitFit": bias_values(model)}
-    return [
-        MethodMemory(
-            method=method, trained=number, weights=weights, added=4 * number if e < 4 else 0, gradients=e * number,
-            optimizer=ADAM_BYTES * number,
-        )
-        for method, number in trained.items()
-    ]  # fmt: skip
+    from deltaw.paper.activations import frozen_bytes, top_bytes
+
+    e = DTYPE_BYTES[case.step.dtype]
+    top = top_bytes(case.model, 2, case.load) if case.estimated else 0
+    biases = frozen_bytes(case.model, case.load) if case.estimated else 0
+    kinds = {"FT-Top2": (block_values(case.model, 2), top), "BitFit": (bias_values(case.model), biases)}
+    for method, (number, kept) in kinds.items():
+        if number:
+            yield MethodMemory(
+                method=method, trained=number, weights=e * case.base, added=4 * number if e < 4 else 0,
+                gradients=e * number, optimizer=ADAM_BYTES * number,
+                activations=kept + logits if case.estimated else None,
+            )  # fmt: skip
 
 
-def _additions(config: Any, base: int, step: StepShape) -> list[MethodMemory]:
-    """Methods that add values beside the base."""
-    d, layers, r = config.hidden_size, config.num_hidden_layers, step.bottleneck
-    tokens = (step.prefix, step.infix)
-    trained = {
-        f"Adapter H r={r}": counts.adapter_count(2 * layers, d, r),
-        f"Adapter L r={r}": counts.adapter_count(layers, d, r, norms=layers),
-        f"Adapter P r={r}": counts.adapter_count(layers, d, r),
-        f"PreEmbed lp={tokens[0]}, li={tokens[1]}": counts.prefix_embedding_count(d, *tokens),
-        f"PreLayer lp={tokens[0]}, li={tokens[1]}": counts.prefix_layer_count(layers, d, *tokens),
+def _adapters(case: _Case, logits: int) -> Iterator[MethodMemory]:
+    """Adapters H, L, P and D."""
+    from deltaw.paper.activations import Bottlenecks, bottleneck_bytes
+
+    d, layers, r = case.model.config.hidden_size, case.model.config.num_hidden_layers, case.step.bottleneck
+    dropped = min(DROPPED, layers - 1) if case.step.drop_layers is None else case.step.drop_layers
+    if dropped >= layers:
+        raise _out_of_range("drop-layers", dropped, f"at most {layers - 1}: a block of {layers} keeps its adapter")
+    kinds = {
+        f"Adapter H r={r}": (Bottlenecks(size=r, both=True), counts.adapter_count(2 * layers, d, r)),
+        f"Adapter L r={r}": (Bottlenecks(size=r, norm=True), counts.adapter_count(layers, d, r, norms=layers)),
+        f"Adapter P r={r}": (Bottlenecks(size=r), counts.adapter_count(layers, d, r)),
+        f"Adapter D r={r}, {dropped} dropped": (
+            Bottlenecks(size=r, first=dropped), counts.adapter_count(layers - dropped, d, r),
+        ),
+    }  # fmt: skip
+    for method, (adapters, trained) in kinds.items():
+        kept = bottleneck_bytes(case.model, adapters, case.load) + logits if case.estimated else None
+        yield _beside(case, method, trained, kept)
+
+
+def _tokens(case: _Case) -> str:
+    return f"lp={case.step.prefix}, li={case.step.infix}"
+
+
+def _values(case: _Case) -> dict[str, int]:
+    """Trained values of special tokens alone."""
+    d, layers, step = case.model.config.hidden_size, case.model.config.num_hidden_layers, case.step
+    return {
+        "PE": counts.prefix_embedding_count(d, step.prefix, step.infix),
+        "PL": counts.prefix_layer_count(layers, d, step.prefix, step.infix),
     }
-    return [
-        MethodMemory(
-            method=method, trained=number, weights=DTYPE_BYTES[step.dtype] * base, added=4 * number,
-            gradients=4 * number, optimizer=ADAM_BYTES * number,
-        )
-        for method, number in trained.items()
-    ]  # fmt: skip
+
+
+def _counted(case: _Case, kind: str) -> Workload | None:
+    """The step of a method with special tokens; None where there is no estimate."""
+    recomputed = kind == "PL" and case.step.gradient_checkpointing
+    return case.special if case.estimated and not recomputed else None
+
+
+def _prefixes(case: _Case) -> Iterator[MethodMemory]:
+    """PreEmbed and PreLayer."""
+    from deltaw.paper.activations import frozen_bytes
+    from deltaw.train.memory import memory_plan
+
+    for kind, trained in _values(case).items():
+        kept, load = None, _counted(case, kind)
+        if load is not None:
+            kept = frozen_bytes(case.model, load)
+            kept += memory_plan(case.model, sites={}, trained=trained, workload=load).lora.logits
+        yield _beside(case, f"{'PreEmbed' if kind == 'PE' else 'PreLayer'} {_tokens(case)}", trained, kept)
+
+
+def _combined(case: _Case, plan: Plan) -> Iterator[MethodMemory]:
+    """LoRA+PE and LoRA+PL."""
+    from deltaw.paper.activations import combined_bytes
+    from deltaw.train.kept import kept_by
+    from deltaw.train.memory import memory_plan
+
+    sites = kept_by(plan)
+    for kind, values in _values(case).items():
+        kept, load, trained = None, _counted(case, kind), values + plan.parameters
+        if load is not None:
+            kept = combined_bytes(case.model, sites, load, replaced=kind == "PL")
+            kept += memory_plan(case.model, sites=sites, trained=trained, workload=load).lora.logits
+        yield _beside(case, f"LoRA+{kind} {case.step.matrices} r={case.rank}, {_tokens(case)}", trained, kept)
+
+
+def _notes(case: _Case) -> Iterator[str]:
+    """What the numbers are, and what has none."""
+    step, kind = case.step, case.model.config.model_type
+    if not case.estimated:
+        yield f"activations are not estimated: there is no formula for what blocks of {kind} keep"
+        return
+    yield ("activations: what autograd keeps for the backward pass, attention in a fused kernel, and the logits of the "
+           "loss; by formula, checked against counts on small models")  # fmt: skip
+    if case.special is None:
+        yield (f"methods with special tokens are not estimated: {step.special} of them leave no room for a token in "
+               f"{case.positions} positions")  # fmt: skip
+    else:
+        taken = case.load.length + step.special - case.special.length
+        beside = f"beside a row's {case.load.length:,} tokens"
+        displaced = f"of which {taken} take the place of tokens, because the context ends at {case.positions:,}"
+        yield f"special tokens are {step.special} positions {f'{beside}, {displaced}' if taken else beside}"
+    if step.gradient_checkpointing:
+        yield "PreLayer and LoRA+PL are not estimated: prefix-layer tuning does not go with gradient checkpointing"
+    if not bias_values(case.model):
+        yield f"BitFit is left out: blocks of {kind} have no bias"
 
 
 def _claims(step: StepShape, full: MethodMemory, lora: MethodMemory) -> tuple[ClaimLine, ...]:

@@ -9,10 +9,11 @@ transformers writes it:
   one, the (length, length) matrices besides;
 - MLP: the operands of its pointwise part, e N f times 3 (gated), 4 (GPT-2's gelu, written out) or 1 (a fused one);
 - attention masks of packed rows, where there are some, once for all blocks (``Isolation.mask_bytes``);
-- dropout of the base, where it is on: a mask of N d bytes and an output of e N d at each of two places;
+- dropout of the base, where it is on: a mask of e N d at each of two places, as the CPU has it (a GPU's is N d bytes);
 - an adapted linear layer: the product with A, e N r;
 - a linear layer trained in full, or adapted by more than a plain product (slices, most variants, starts that are taken
-  off again): its input, once for all that share it;
+  off again): its input, once for all that share it, and none behind a fused kernel, which keeps it; a slice of o
+  features its term besides, e N o; an RMSNorm that is trained what it scales, e N d;
 - a linear layer with a plain adapter: no input, which is made again from what the parts above keep (``deltaw.recall``);
   but e N d once for the first adapted block, whose input has no graph, e N h D behind an attention without a fused
   kernel, and all inputs of the one block that checkpointing has in memory;
@@ -29,30 +30,20 @@ formula is checked against measured peaks in ``tests/train/test_memory.py``.
 
 from __future__ import annotations
 
-import functools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from deltaw.chunked import chunk_tokens
 from deltaw.errors import ConfigError
-from deltaw.factors import Factors
-from deltaw.sites import request_for
+from deltaw.train.kept import Kept
 from deltaw.train.readout import readouts
 
-if TYPE_CHECKING:
-    from deltaw.initialize import Request
-    from deltaw.sites import Part, Plan, Site
-
-__all__ = [
-    "Kept", "MemoryPlan", "MemoryReport", "Workload", "activation_bytes", "frozen_values", "kept_by", "kept_in",
-    "memory_plan", "stored_values",
-]  # fmt: skip
+__all__ = ["BlockBytes", "MemoryPlan", "MemoryReport", "Workload", "activation_bytes", "block_bytes", "memory_plan"]
 
 # Adam keeps two float32 moments for each trained number (Kingma and Ba 2015, arXiv:1412.6980, algorithm 1).
 ADAM_BYTES = 8
@@ -158,134 +149,33 @@ class MemoryReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
-    """What a trained layer keeps for its backward pass.
+class BlockBytes:
+    """What one block keeps for the backward pass where nothing is trained in it, bytes.
 
     Args:
-        rank: numbers of the low-rank product, for each token; 0 for a layer trained in full.
-        input: whether the layer's input is kept.
-        recalled: whether it need not be, because the graph gives it back.
-        outputs: further numbers for each token.
-        copies: float32 numbers, however many tokens there are.
+        norms: of its two norms.
+        attention: queries, keys, values, output and sums; norms of heads.
+        mlp: operands of its pointwise part.
+        dropout: of two places, behind attention and behind the MLP.
     """
 
-    rank: int
-    input: bool = True
-    recalled: bool = False
-    outputs: int = 0
-    copies: int = 0
+    norms: int
+    attention: int
+    mlp: int
+    dropout: int
 
-    def __add__(self, other: Kept) -> Kept:
-        """Both together, as for two slices of one layer."""
-        return Kept(
-            rank=self.rank + other.rank,
-            input=self.input or other.input,
-            recalled=self.recalled and other.recalled,
-            outputs=self.outputs + other.outputs,
-            copies=self.copies + other.copies,
-        )
+    @property
+    def total(self) -> int:
+        """Their sum, bytes."""
+        return self.norms + self.attention + self.mlp + self.dropout
 
 
 Sites: TypeAlias = "Mapping[str, int | Kept]"
 
 
-def _kept(part: Part, request: Request) -> Kept:
-    """What one update keeps, by what its variant does."""
-    update, rank = part.update, part.rank * (2 if part.subtract else 1)
-    multiplied = part.subtract or update.shared is not None
-    input = "lora_A" not in update.frozen
-    recalled = input and update.plain and not part.subtract and not part.rows
-    return Kept(
-        rank=rank,
-        input=input,
-        recalled=recalled,
-        outputs=2 * part.out_features if update.reads else 0,
-        copies=rank * (request.in_features + request.out_features) if multiplied else 0,
-    )
-
-
-def kept_by(plan: Plan) -> dict[str, Kept]:
-    """Say what each site of a plan keeps.
-
-    Args:
-        plan: from ``deltaw.plan``.
-
-    Returns:
-        Path -> what it keeps; the other users of a shared weight are left out.
-    """
-    found: dict[str, Kept] = {}
-    for site in plan.sites:
-        parts = [_kept(part, request_for(site, part, plan.config.init, 0)) for part in site.parts]
-        found[site.path] = functools.reduce(Kept.__add__, parts)
-    return found
-
-
-def kept_in(model: nn.Module, name: str) -> dict[str, Kept]:
-    """Say what each module that wears an adapter keeps.
-
-    Args:
-        model: with its adapter.
-        name: which adapter.
-
-    Returns:
-        Path -> what it keeps.
-    """
-    found: dict[str, Kept] = {}
-    for path, module in model.named_modules():
-        if isinstance(module, Factors):
-            home = path.partition(".lora.")[0]
-            if path.partition(".lora.")[2].partition(".")[0] == name:
-                mine = _kept(module.part, module.request)
-                found[home] = found[home] + mine if home in found else mine
-    return found
-
-
-def frozen_values(plan: Plan) -> int:
-    """Count what an adapter holds beside its trained numbers: where it started, and matrices that stay random.
-
-    Args:
-        plan: from ``deltaw.plan``.
-
-    Returns:
-        Number of values, float32.
-    """
-    return sum(_frozen_of(plan, site) for site in plan.sites) + _shared_values(plan.sites)
-
-
-def _frozen_of(plan: Plan, site: Site) -> int:
-    """Values of one site that are not trained."""
-    total = 0
-    for part in site.parts:
-        shapes = part.update.shapes(request_for(site, part, plan.config.init, 0))
-        total += sum(math.prod(shape) for name, shape in shapes.items() if name in part.update.frozen)
-    return total
-
-
-def stored_values(plan: Plan) -> int:
-    """Count what an adapter's file holds.
-
-    Args:
-        plan: from ``deltaw.plan``.
-
-    Returns:
-        Number of values: the trained ones, those that are not, and the updates of shared weights again for each
-        other user. Slices count as they are trained; PEFT's layout pads them with zeros.
-    """
-    twins = sum(len(site.twins) * (site.parameters + _frozen_of(plan, site)) for site in plan.sites)
-    return plan.parameters + frozen_values(plan) + twins
-
-
-def _shared_values(sites: Sequence[Site]) -> int:
-    """Matrices that all sites read, large enough for the largest."""
-    if not sites or sites[0].parts[0].update.shared is None:
-        return 0
-    rank = sites[0].parts[0].rank
-    return rank * (max(site.in_features for site in sites) + max(site.out_features for site in sites))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Shape:
-    """The sizes the formula speaks of, and the linear layers: path -> (in features, out features)."""
+    """The sizes the formula speaks of, and by path: linear layers' (in features, out features), RMSNorms' sizes."""
 
     width: int
     inner: int
@@ -300,6 +190,7 @@ class _Shape:
     narrow_norms: int
     head_norms: int
     linears: Mapping[str, tuple[int, int]]
+    scaled: Mapping[str, int]
 
 
 def memory_plan(
@@ -330,7 +221,7 @@ def memory_plan(
         activations=_activations(shape, sites, extra, workload),
         logits=_logit_bytes(model, shape, workload, sites, extra),
     )
-    everything: dict[str, int | Kept] = dict.fromkeys(shape.linears, 0)
+    everything: dict[str, int | Kept] = dict.fromkeys([*shape.linears, *shape.scaled], 0)
     full = MemoryPlan(
         weights=e * numbers,
         adapter=4 * numbers if e < 4 else 0,
@@ -377,27 +268,49 @@ def _activations(shape: _Shape, sites: Sites, extra: Sequence[str], load: Worklo
     return total + sum(kept)
 
 
-def _fixed(shape: _Shape, load: Workload) -> int:
-    """What one block keeps whatever is trained in it."""
+def block_bytes(model: nn.Module, workload: Workload) -> BlockBytes:
+    """Bytes one block keeps for the backward pass where nothing is trained in it, by part.
+
+    Args:
+        model: a transformers model; the meta device is enough.
+        workload: the step.
+
+    Returns:
+        Bytes by part.
+    """
+    return _parts(_shape(model), workload)
+
+
+def _parts(shape: _Shape, load: Workload) -> BlockBytes:
     n, e, head = load.tokens, load.dtype.itemsize, shape.head_dim
-    norms = n * shape.width * (4 * shape.wide_norms + e * shape.narrow_norms)
-    norms += 4 * n * head * shape.head_norms
-    attention = e * n * head * 2 * (shape.heads + shape.kv_heads) + 4 * n * shape.heads
+    attention = e * n * head * 2 * (shape.heads + shape.kv_heads) + 4 * n * (shape.heads + head * shape.head_norms)
     if not load.fused_attention:
         attention += 3 * e * load.batch * shape.heads * load.length**2
-    masks = 2 * (1 + e) * n * shape.width if shape.dropout else 0
-    return norms + attention + e * n * shape.inner * shape.pointwise + masks
+    return BlockBytes(
+        norms=n * shape.width * (4 * shape.wide_norms + e * shape.narrow_norms),
+        attention=attention,
+        mlp=e * n * shape.inner * shape.pointwise,
+        dropout=2 * e * n * shape.width if shape.dropout else 0,
+    )
+
+
+def _fixed(shape: _Shape, load: Workload) -> int:
+    """What one block keeps whatever is trained in it."""
+    return _parts(shape, load).total
 
 
 def _inputs(shape: _Shape, sites: Mapping[str, Kept], load: Workload) -> int:
     """Inputs of trained linear layers, each counted once for those that share it, and what an adapter keeps."""
+    width = shape.heads * shape.head_dim
     recalled = [path for path, site in sites.items() if site.recalled and not load.checkpointing]
     kept = [path for path, site in sites.items() if site.input and path in shape.linears and path not in recalled]
+    after = {path for path in sites if shape.linears.get(path, (0,))[0] == width and _AFTER.search(path)}
+    if load.fused_attention:
+        kept = [path for path in kept if path not in after]  # the kernel keeps its output, which is their input
     shared = {(path.rpartition(".")[0], shape.linears[path][0]) for path in kept}
-    own = sum(site.rank + site.outputs for site in sites.values())
+    own = sum(site.rank + site.outputs for site in sites.values()) + sum(shape.scaled.get(path, 0) for path in sites)
     if not load.fused_attention:
-        width = shape.heads * shape.head_dim
-        own += width * sum(shape.linears.get(path, (0,))[0] == width and bool(_AFTER.search(path)) for path in recalled)
+        own += width * len(after & {*recalled})
     copies = 4 * sum(site.copies for site in sites.values())
     return load.dtype.itemsize * load.tokens * (sum(size for _, size in shared) + own) + copies
 
@@ -444,6 +357,13 @@ def _shape(model: nn.Module) -> _Shape:
         narrow_norms=len(wide) - rms,
         head_norms=head_norms,
         linears={path: size for path, m in modules.items() if (size := _linear(m)) is not None},
+        scaled={
+            path: config.hidden_size
+            if m.weight.shape[-1] == config.hidden_size
+            else head_dim * (config.num_attention_heads if path.rpartition(".")[2].startswith("q") else kv_heads)
+            for path, m in modules.items()
+            if "RMS" in type(m).__name__ and _block(path) is not None
+        },
     )
 
 

@@ -14,7 +14,7 @@ from deltaw.errors import StateError
 from deltaw.reports import plural
 from deltaw.train import baseline
 from deltaw.train.config import TrainConfig, spec_of
-from deltaw.train.memory import Kept, frozen_values, kept_by, kept_in
+from deltaw.train.kept import Kept, frozen_values, kept_by, kept_in
 from deltaw.train.method_config import is_baseline, uses_lora
 from deltaw.train.newhead import frozen_pooler
 

@@ -2,41 +2,83 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from deltaw.cli._common import Output, common_options, next_commands
+from deltaw.cli._common import Output, as_path, common_options, next_commands, plain
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
     from deltaw.paper.tables import PrintedTable
 
 __all__ = ["command"]
 
+ERRATA = "errata"
+
 
 @click.command("tables")
 @click.argument("name", metavar="[TABLE]", required=False)
+@click.option("-o", "--output", metavar="DIR", help="Write the table there, or all of them: .txt, .csv, .json.")
 @common_options
-def command(*, name: str | None, quiet: bool, as_json: bool) -> None:
+def command(*, name: str | None, output: str | None, quiet: bool, as_json: bool) -> None:
     """Print a table of the paper as it stands there.
 
     TABLE is a number from 1 to 18, figure2 to figure8, claims, datasets or errata; without it, all are listed with
     whether they can be reproduced.
     """
-    from deltaw.paper.tables import errata, printed_table, printed_tables
+    from deltaw.paper.tables import TABLE_IDS, printed_tables
 
     out = Output(quiet=quiet, as_json=as_json)
+    names = (*TABLE_IDS, ERRATA) if name is None else (f"table{name}" if name.isdigit() else name,)
+    forms = {each: _forms(each) for each in names}
     if name is None:
-        out.say(_listing(printed_tables()), next_commands("deltaw paper tables 3", "deltaw paper tables errata"))
-        out.finish({"tables": [_payload(table, cells=False) for table in printed_tables()]})
-    elif name == "errata":
-        out.say(*(f"{item.id}: {item.what}\n  evidence: {item.evidence}\n  here: {item.choice}"
-                  for item in errata().values()))  # fmt: skip
-        out.finish({"errata": list(errata().values())})
+        said = _listing(printed_tables())
+        payload: dict[str, Any] = {"tables": [_payload(table, cells=False) for table in printed_tables()]}
     else:
-        table = printed_table(f"table{name}" if name.isdigit() else name)
-        out.say(table)
-        out.finish(_payload(table, cells=True))
+        said, _, payload = forms[names[0]]
+    files = () if output is None else _write(output, forms)
+    out.say(said)
+    if files:
+        more = f" and {len(files) - 3} more" if len(files) > 3 else ""
+        out.say(f"wrote {', '.join(file.name for file in files[:3])}{more} to {output}")
+        payload = {**payload, "files": files}
+    if name is None:
+        out.say(next_commands("deltaw paper tables 3", "deltaw paper tables errata", "deltaw paper quality figure2"))
+    out.finish(payload)
+
+
+def _forms(name: str) -> tuple[str, str, dict[str, Any]]:
+    """A table, or the errata, as text, CSV and for JSON."""
+    from deltaw.paper.tables import errata, printed_table
+    from deltaw.paper.tables.show import to_csv
+
+    if name != ERRATA:
+        table = printed_table(name)
+        return str(table), to_csv(table), _payload(table, cells=True)
+    items = list(errata().values())
+    text = "\n".join(f"{item.id}: {item.what}\n  evidence: {item.evidence}\n  here: {item.choice}" for item in items)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(("id", "what", "evidence", "here"))
+    writer.writerows((item.id, item.what, item.evidence, item.choice) for item in items)
+    return text, out.getvalue(), {ERRATA: items}
+
+
+def _write(output: str, forms: Mapping[str, tuple[str, str, dict[str, Any]]]) -> tuple[Path, ...]:
+    from deltaw.paper.output import write_output
+
+    files: dict[str, bytes] = {}
+    for name, (text, rows, payload) in forms.items():
+        files[f"{name}.txt"] = f"{text}\n".encode()
+        files[f"{name}.csv"] = rows.encode()
+        files[f"{name}.json"] = (json.dumps(plain(payload), indent=2, allow_nan=False) + "\n").encode()
+    return write_output(as_path(output), files, "the tables")
 
 
 def _listing(tables: tuple[PrintedTable, ...]) -> str:

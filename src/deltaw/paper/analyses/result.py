@@ -37,12 +37,14 @@ class Sheet:
         columns: titles of the columns.
         rows: cells; None where there is no value.
         notes: what a reader should know.
+        absent: what stands for None in the text.
     """
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    absent: str = "-"
 
     def text(self) -> str:
         """Aligned columns under the title.
@@ -57,7 +59,7 @@ class Sheet:
             a     1.500
             b         -
         """
-        shown = [[_shown(cell) for cell in row] for row in self.rows]
+        shown = [[self.absent if cell is None else _shown(cell) for cell in row] for row in self.rows]
         heads = list(self.columns)
         for place in range(len(heads)):
             cells = [row[place] for row in self.rows]
@@ -222,9 +224,7 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def _shown(cell: Cell) -> str:
-    if cell is None:
-        return "-"
+def _shown(cell: str | int | float) -> str:
     if isinstance(cell, str):
         return cell
     return f"{cell:,}" if isinstance(cell, int) else figures(cell)

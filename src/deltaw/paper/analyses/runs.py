@@ -94,8 +94,21 @@ def _from_json(text: str, place: Path) -> list[dict[str, str]]:
             hint="write one object for each run.",
         )
     return [
-        {**{str(key): "" if item is None else str(item) for key, item in row.items()}, "": f"{place}, row {number}"}
+        {**{str(key): "" if item is None else str(item) for key, item in run.items()}, "": f"{place}, row {number}"}
         for number, row in enumerate(rows, 1)
+        for run in _cells(row)
+    ]
+
+
+def _cells(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row as it is; one of a printed table as a run for each of its cells that is a number."""
+    cells = row.get("cells")
+    if not isinstance(cells, list):
+        return [dict(row)]
+    return [
+        {**row, "setting": row.get("id"), "task": str(cell["id"]).rpartition("/")[2], "score": cell["value"]}
+        for cell in cells
+        if isinstance(cell, dict) and cell.get("id") and cell.get("value") is not None
     ]
 
 

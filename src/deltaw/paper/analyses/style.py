@@ -67,12 +67,13 @@ def look(place: int) -> dict[str, Any]:
         place: from 0 on.
 
     Returns:
-        Color, mark and line style, for ``Axes.plot``.
+        Color, mark and line style, for ``Axes.plot``; no two of the first 64 series have both color and mark alike.
     """
+    again = place // len(COLORS)
     return {
         "color": COLORS[place % len(COLORS)],
-        "marker": MARKS[place % len(MARKS)],
-        "linestyle": LINES[place % len(LINES)],
+        "marker": MARKS[(place + again) % len(MARKS)],
+        "linestyle": LINES[(place + again) % len(LINES)],
         "markersize": 5,
     }
 

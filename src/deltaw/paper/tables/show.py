@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
+
 from deltaw.paper.tables.types import PrintedTable, Row
 from deltaw.reports import table
 
-__all__ = ["grid", "heading", "show"]
+__all__ = ["grid", "heading", "show", "to_csv"]
 
 
 def heading(printed: PrintedTable) -> str:
@@ -59,3 +62,38 @@ def grid(printed: PrintedTable) -> tuple[list[str], list[list[str]]]:
 def _line(row: Row, printed: PrintedTable, counted: bool) -> list[str]:
     texts = [row.cells[column.id].text if column.id in row.cells else "-" for column in printed.columns]
     return [row.id + (f" {row.marks}" if row.marks else ""), *([row.parameters or "-"] if counted else []), *texts]
+
+
+def to_csv(printed: PrintedTable) -> str:
+    """Write a table as comma-separated values: cells as printed, a spread in a column of its own.
+
+    Args:
+        printed: the table.
+
+    Returns:
+        Titles, then a line for each row: its name; model, method, parameters and marks where the table has any; its
+        cells, an empty field where the paper prints nothing.
+
+    Example:
+        >>> from deltaw.paper.tables import printed_table
+        >>> print(to_csv(printed_table("table4")).splitlines()[7])
+        LoRA 4.7M,gpt3-175b,LoRA,4.7M,73.4,91.7,53.8,29.8,45.9
+    """
+    facts = [name for name in ("model", "method", "parameters", "marks") if any(getattr(r, name) for r in printed.rows)]
+    spreads = {cell.id.rpartition("/")[2] for cell in printed.cells if cell.spread is not None}
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    titles = [title for column in printed.columns for title in _titles(column.id, spreads)]
+    writer.writerow(["row", *facts, *titles])
+    for row in printed.rows:
+        line = [row.id, *(getattr(row, name) for name in facts)]
+        for column in printed.columns:
+            text = row.cells[column.id].text if column.id in row.cells else ""
+            number, _, spread = text.partition("+-") if column.id in spreads else (text, "", "")
+            line += [number, spread][: len(_titles(column.id, spreads))]
+        writer.writerow(line)
+    return out.getvalue()
+
+
+def _titles(column: str, spreads: set[str]) -> list[str]:
+    return [column, f"{column} +-"] if column in spreads else [column]

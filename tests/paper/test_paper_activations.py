@@ -1,0 +1,166 @@
+"""Activations by formula beside a count: the bytes that autograd saves inside the blocks, each storage once.
+
+``LEFT_OUT`` bounds what the formulas leave out on purpose, of at least 9 x 64 numbers a position in each block: means
+and factors of norms (16 bytes a position and block, 0.3 to 0.9%), places of special tokens (9 bytes a position and
+block), casts of their rows, and the first of six norms that stand before LoRA's first layer (up to 1.8%).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel
+
+import deltaw as dw
+from deltaw import baselines
+from deltaw.baselines.anatomy import Anatomy
+from deltaw.paper.activations import ESTIMATED, Bottlenecks, bottleneck_bytes, combined_bytes, frozen_bytes, top_bytes
+from deltaw.paper.models import targets_of
+from deltaw.train.kept import kept_by
+from deltaw.train.memory import Workload, activation_bytes
+
+LEFT_OUT = 0.02
+WIDTH, LAYERS, HEADS, ROWS, LENGTH = 64, 6, 4, 2, 64
+PREFIX, INFIX, SIZE, RANK = 5, 3, 4, 4
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128, "attn_pdrop": 0.0},
+    "roberta": {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+                "intermediate_size": 4 * WIDTH, "max_position_embeddings": 130, "attention_probs_dropout_prob": 0.0},
+    "llama": {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+              "num_key_value_heads": 2, "intermediate_size": 160, "max_position_embeddings": 128},
+}  # fmt: skip
+DROPOUT = {"gpt2": ("resid_pdrop", "embd_pdrop"), "roberta": ("hidden_dropout_prob",), "llama": ()}
+
+
+def build(kind: str, dtype: torch.dtype, dropout: float) -> Any:
+    values = {**SHAPES[kind], **dict.fromkeys(DROPOUT[kind], dropout), "vocab_size": 100}
+    config = AutoConfig.for_model(kind, **values, bos_token_id=1, eos_token_id=2, attn_implementation="sdpa")
+    return AutoModel.from_config(config, dtype=dtype).train()
+
+
+def lora_of(model: Any) -> dw.LoRAConfig:
+    return dw.LoRAConfig(targets=targets_of(model.config.model_type, "qv"), rank=RANK, alpha=RANK)
+
+
+def saved_in_blocks(model: nn.Module, act: Callable[[], Any]) -> int:
+    """Bytes of distinct storages saved while a block runs, the model's own tensors left out."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    seen: dict[int, torch.UntypedStorage] = {}
+    inside = [False]
+    for block in Anatomy(model).blocks.values():
+        block.register_forward_pre_hook(lambda *_: inside.__setitem__(0, True), prepend=True)
+        block.register_forward_hook(lambda *_: inside.__setitem__(0, False))
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if inside[0] and storage.data_ptr() not in own:
+            seen[storage.data_ptr()] = storage
+        return tensor
+
+    def unpack(tensor: Tensor) -> Tensor:
+        return tensor
+
+    pack.only_looks = unpack.only_looks = True  # type: ignore[attr-defined]
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        result = act()
+    assert result.requires_grad
+    return sum(storage.nbytes() for storage in seen.values())
+
+
+PUT_ON: dict[str, Callable[[Any], object]] = {
+    "full fine-tuning": lambda model: baselines.attach(model, baselines.Full()),
+    "FT-Top2": lambda model: baselines.attach(model, baselines.TopBlocks()),
+    "BitFit": lambda model: baselines.attach(model, baselines.BiasOnly()),
+    "LoRA": lambda model: dw.attach(model, lora_of(model)),
+    "Adapter H": lambda model: baselines.attach(model, baselines.AdapterH(bottleneck=SIZE)),
+    "Adapter L": lambda model: baselines.attach(model, baselines.AdapterL(bottleneck=SIZE)),
+    "Adapter P": lambda model: baselines.attach(model, baselines.AdapterP(bottleneck=SIZE)),
+    "Adapter D": lambda model: baselines.attach(model, baselines.AdapterD(bottleneck=SIZE, drop_layers=2)),
+    "PreEmbed": lambda model: baselines.attach(
+        model, baselines.PrefixEmbedding(prefix_length=PREFIX, infix_length=INFIX)
+    ),
+    "PreLayer": lambda model: baselines.attach(model, baselines.PrefixLayer(prefix_length=PREFIX, infix_length=INFIX)),
+    "LoRA+PE": lambda model: baselines.attach(
+        model, baselines.LoRAPrefixEmbedding(prefix_length=PREFIX, infix_length=INFIX, lora=lora_of(model))
+    ),
+    "LoRA+PL": lambda model: baselines.attach(
+        model, baselines.LoRAPrefixLayer(prefix_length=PREFIX, infix_length=INFIX, lora=lora_of(model))
+    ),
+}
+FORMULAS: dict[str, Callable[[Any, Workload], int]] = {
+    "full fine-tuning": lambda model, load: activation_bytes(
+        model, {path: 0 for path, _ in model.named_modules()}, load
+    ),
+    "FT-Top2": lambda model, load: top_bytes(model, 2, load),
+    "BitFit": frozen_bytes,
+    "LoRA": lambda model, load: activation_bytes(model, kept_by(dw.plan(model, lora_of(model))), load),
+    "Adapter H": lambda model, load: bottleneck_bytes(model, Bottlenecks(size=SIZE, both=True), load),
+    "Adapter L": lambda model, load: bottleneck_bytes(model, Bottlenecks(size=SIZE, norm=True), load),
+    "Adapter P": lambda model, load: bottleneck_bytes(model, Bottlenecks(size=SIZE), load),
+    "Adapter D": lambda model, load: bottleneck_bytes(model, Bottlenecks(size=SIZE, first=2), load),
+    "PreEmbed": frozen_bytes,
+    "PreLayer": frozen_bytes,
+    "LoRA+PE": lambda model, load: combined_bytes(model, kept_by(dw.plan(model, lora_of(model))), load, replaced=False),
+    "LoRA+PL": lambda model, load: combined_bytes(model, kept_by(dw.plan(model, lora_of(model))), load, replaced=True),
+}
+
+
+def counted(kind: str, method: str, dtype: torch.dtype, dropout: float) -> int:
+    torch.manual_seed(0)
+    model = build(kind, dtype, dropout)
+    PUT_ON[method](model)
+    ids = torch.randint(3, 100, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
+    more = {} if kind == "roberta" else {"use_cache": False}
+    return saved_in_blocks(model, lambda: model(input_ids=ids, **more).last_hidden_state)
+
+
+def estimated(kind: str, method: str, dtype: torch.dtype, dropout: float) -> int:
+    special = PREFIX + INFIX if method.startswith("Pre") or "+" in method else 0
+    load = Workload(batch=ROWS, length=LENGTH + special, dtype=dtype)
+    return FORMULAS[method](build(kind, dtype, dropout), load)
+
+
+CASES = [
+    (kind, method, dtype, dropout)
+    for kind in SHAPES
+    for method in PUT_ON
+    for dtype, dropout in ((torch.float32, 0.0), (torch.bfloat16, 0.0), (torch.float32, 0.1))
+    if (kind, method) != ("llama", "BitFit") and (dropout == 0 or DROPOUT[kind])
+]
+
+
+@pytest.mark.parametrize(("kind", "method", "dtype", "dropout"), CASES)
+def test_every_method_keeps_what_its_formula_says(kind: str, method: str, dtype: torch.dtype, dropout: float) -> None:
+    assert abs(estimated(kind, method, dtype, dropout) / counted(kind, method, dtype, dropout) - 1) < LEFT_OUT
+
+
+def test_the_bound_tells_methods_apart() -> None:
+    """The test above can fail: no other method passes for the one it is."""
+    case = ("gpt2", torch.float32, 0.0)
+    counts = {method: counted(case[0], method, *case[1:]) for method in PUT_ON}
+    apart = ("full fine-tuning", "FT-Top2", "LoRA", "Adapter H", "Adapter L", "Adapter P", "Adapter D", "BitFit")
+    for one in apart:
+        guess = estimated(case[0], one, *case[1:])
+        assert [other for other in apart if abs(guess / counts[other] - 1) < LEFT_OUT] == [one]
+
+
+def test_every_type_is_of_a_checked_shape() -> None:
+    """BERT is RoBERTa's block; Mistral and Qwen are Llama's, Qwen 3 with norms of heads besides."""
+    assert set(ESTIMATED) - set(SHAPES) == {"bert", "mistral", "qwen2", "qwen3"}
+
+
+@pytest.mark.parametrize("method", ["BitFit", "Adapter H", "Adapter D", "FT-Top2", "LoRA+PE"])
+def test_checkpointing_keeps_inputs_and_one_block(method: str) -> None:
+    model = build("gpt2", torch.float32, 0.0)
+    plain, again = (
+        FORMULAS[method](model, Workload(batch=ROWS, length=LENGTH, checkpointing=on)) for on in (False, True)
+    )
+    blocks = {"Adapter D": LAYERS - 2, "FT-Top2": 2}.get(method, LAYERS)
+    inputs = blocks * 4 * ROWS * LENGTH * WIDTH
+    # what is beside the inputs is one block, and no more than the largest
+    assert plain / blocks <= again - inputs < 1.2 * plain / (blocks - (blocks > 2))
