@@ -152,6 +152,7 @@ def test_what_needs_no_run_stands_beside_the_claims(tmp_path: Path) -> None:
     assert "| 100 tasks, LoRA | 354GB | 350000000000 + 100 x 37748736 = 353,774,873,600 bytes |" in text
     assert "| memory, LoRA | 350GB | 349.5 GB of states |" in text
     assert "| DART | - | 62,659 | - | 6,980 | - | 12,552 | 82K | 82,191 |" in text
+    assert "![Figure 2 as printed](figure2-as-printed.svg)" in text and "Ours is drawn under What holds" not in text
     assert "Ours is drawn under Figure 3" in text and "Ours is drawn under Figure 4" not in text
 
 

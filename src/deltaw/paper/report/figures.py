@@ -1,4 +1,4 @@
-"""Figures that are drawn from several records: quality over trained values, and the rank sweep."""
+"""Figures of quality over trained values: ours, drawn from several records, and the paper's, from its tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from deltaw.paper.reproduce.records import Record
 
-__all__ = ["figures"]
+__all__ = ["PRINTED", "QUALITY", "figures"]
+
+QUALITY, PRINTED = "quality-over-parameters.svg", "figure2-as-printed.svg"
 
 
 def figures(rows: Mapping[str, list[Record]]) -> dict[str, str]:
@@ -19,7 +21,9 @@ def figures(rows: Mapping[str, list[Record]]) -> dict[str, str]:
     Returns:
         File name -> SVG text; empty where there are too few records.
     """
-    return {"quality-over-parameters.svg": _quality(rows)}
+    from deltaw.paper.analyses.printed import figure2
+
+    return {QUALITY: _quality(rows), PRINTED: str(figure2().svg(), "utf-8")}
 
 
 def _quality(rows: Mapping[str, list[Record]]) -> str:

@@ -14,6 +14,7 @@ Rows = Mapping[str, list[Record]]
 Blocks = list[Table | Paragraph]
 
 DRAWN = {
+    "figure2": ("e2e/full", "What holds at this scale", "BLEU on E2E, a line for each method"),
     "figure6": ("subspace/ranks", "Figure 3", "every block of the small model, one row each"),
     "figure7": ("subspace/seeds", "Figure 4", "every block of the small model, one row each"),
     "figure8": ("subspace/base", "Table 7", "every block of the small model, beside a random matrix"),
