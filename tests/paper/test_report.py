@@ -14,7 +14,7 @@ from deltaw.errors import ConfigError
 from deltaw.paper.report import build, write_report
 from deltaw.paper.report.beside import BESIDE
 from deltaw.paper.report.claims import CLAIMS, claims
-from deltaw.paper.report.figures import figures
+from deltaw.paper.report.figures import QUALITY, figures
 from deltaw.paper.reproduce import ROWS, Record, read_records, write_record
 from deltaw.paper.reproduce.e2e import PREFIXES, prefix_row
 from deltaw.paper.tables import printed_table, printed_tables
@@ -164,8 +164,7 @@ def test_longer_training_is_judged_beside(longer: float, verdict: str) -> None:
 
 def test_the_figure_has_rows_of_equal_training() -> None:
     rows = e2e(lora_qv_r4=0.30, full=0.45, adapter_h=0.50)
-    (drawn,) = figures(rows).values()
-    assert drawn and figures({**rows, **e2e(full_long=0.90)}) == figures(rows)
+    assert figures(rows)[QUALITY] and figures({**rows, **e2e(full_long=0.90)}) == figures(rows)
 
 
 def runs(row: str, title: str, *scores: float) -> dict[str, list[Record]]:
