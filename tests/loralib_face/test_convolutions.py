@@ -175,8 +175,11 @@ def test_a_layer_of_the_users_own_class() -> None:
         (4, "object of int"),
         ("Conv2d", "object of str"),
     ],
-    ids=str,
-)
+    ids=[
+        "transposed", "linear", "a transposed partial", "own forward", "own padding", "ours", "hooked", "an object",
+        "a number", "a name",
+    ],
+)  # fmt: skip
 def test_what_cannot_be_a_convolution(conv_module: Any, words: str) -> None:
     with pytest.raises(TargetError, match=words):
         ours.ConvLoRA(conv_module, 4, 8, 3, r=2)
