@@ -16,30 +16,10 @@ from torch import Tensor, nn
 
 import builders
 import deltaw as dw
+from saved_bytes import saved_bytes
 
 transformers = pytest.importorskip("transformers")
 TOKENS, WIDTH, LAYERS, RANK = 128, 64, 2, 4
-
-
-def kept(model: nn.Module, act: Callable[[], Any]) -> int:
-    """Bytes of distinct storages saved for the backward, the model's own tensors left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    seen: dict[int, torch.UntypedStorage] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage
-        return t
-
-    def unpack(t: Tensor) -> Tensor:
-        return t
-
-    pack.only_looks = unpack.only_looks = True  # type: ignore[attr-defined]
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        result = act()
-    assert result.requires_grad
-    return sum(storage.nbytes() for storage in seen.values())
 
 
 def llama(attention: str) -> nn.Module:
@@ -79,9 +59,9 @@ def beyond_floor(base: nn.Module, **config: Any) -> int:
         return lambda: model(inputs_embeds=embedded * 1).logits
 
     frozen = copy.deepcopy(base).requires_grad_(False)
-    floor = kept(frozen, run(frozen))
+    floor = saved_bytes(frozen, run(frozen))
     builders.attach(base, rank=RANK, **config)
-    return kept(base, run(base)) - floor
+    return saved_bytes(base, run(base)) - floor
 
 
 def products(model: nn.Module, dtype: torch.dtype, dropout: float) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from face_values import filled
 from torch import Tensor, nn
 
 import deltaw.loralib as ours
@@ -21,14 +22,6 @@ from deltaw.errors import ConfigError, StateError, TargetError
 theirs = pytest.importorskip("loralib")
 LIBS = pytest.mark.parametrize("lib", [theirs, ours], ids=["loralib", "deltaw"])
 BASES = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-def filled(layer: Any, seed: int = 5) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in (layer.lora_A, layer.lora_B):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return layer
 
 
 class Initialized(nn.Conv2d):

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from face_values import filled
 from torch import Tensor, nn
 
 import deltaw.loralib as ours
@@ -40,14 +41,6 @@ LAYERS = pytest.mark.parametrize("name", MAKERS)
 def make(lib: ModuleType, name: str, seed: int = 3, **kwargs: Any) -> Any:
     torch.manual_seed(seed)
     return MAKERS[name](lib, **kwargs)
-
-
-def trained(layer: Any, seed: int = 5) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in (layer.lora_A, layer.lora_B):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return layer
 
 
 def inputs(layer: Any) -> Tensor:
@@ -87,7 +80,7 @@ def test_the_update_is_alpha_over_r_times_b_a(lib: ModuleType, name: str) -> Non
     x = inputs(layer)
     fresh = plain(layer, layer.weight.double(), x)
     assert torch.allclose(layer(x).double(), fresh, atol=1e-5), "a new layer gives the base's output"
-    trained(layer)
+    filled(layer)
     expected = plain(layer, layer.weight.double() + dense(layer), x)
     assert (layer(x).double() - expected).abs().max() < 1e-5 * expected.abs().max()
     assert layer.scaling == 3.0 and layer.r == 2 and layer.lora_alpha == 6
@@ -96,7 +89,7 @@ def test_the_update_is_alpha_over_r_times_b_a(lib: ModuleType, name: str) -> Non
 @LIBS
 @LAYERS
 def test_eval_merges_and_train_undoes_it(lib: ModuleType, name: str) -> None:
-    layer = trained(make(lib, name))
+    layer = filled(make(lib, name))
     before, x = layer.weight.detach().clone(), inputs(layer)
     apart = layer(x)
     layer.eval()
@@ -112,7 +105,7 @@ def test_eval_merges_and_train_undoes_it(lib: ModuleType, name: str) -> None:
 @LIBS
 @LAYERS
 def test_merge_weights_false_never_merges(lib: ModuleType, name: str) -> None:
-    layer = trained(make(lib, name, merge_weights=False))
+    layer = filled(make(lib, name, merge_weights=False))
     before, x = layer.weight.detach().clone(), inputs(layer)
     expected = layer(x)
     layer.eval()
@@ -134,7 +127,7 @@ def test_names_shapes_first_values_and_random_state_are_the_originals(name: str)
 
 @LAYERS
 def test_outputs_and_gradients_are_the_originals(name: str) -> None:
-    mine, other = trained(make(ours, name)), trained(make(theirs, name))
+    mine, other = filled(make(ours, name)), filled(make(theirs, name))
     x = inputs(mine)
     out, wanted = mine(x), other(x)
     assert torch.allclose(out, wanted, atol=1e-5, rtol=1e-5)
@@ -147,7 +140,7 @@ def test_outputs_and_gradients_are_the_originals(name: str) -> None:
 
 @LAYERS
 def test_state_dicts_load_strictly_both_ways(name: str) -> None:
-    mine, other = trained(make(ours, name)), trained(make(theirs, name, seed=8), 9)
+    mine, other = filled(make(ours, name)), filled(make(theirs, name, seed=8), 9)
     judge = copy.deepcopy(other)
     x = inputs(mine)
     expected = mine(x)
@@ -279,7 +272,7 @@ def test_the_gpt2_example(lib: ModuleType, tmp_path: Path) -> None:
     model = attention()
     assert model["c_attn"].weight.shape == (16, 48)
     assert model["c_attn"].lora_A.shape == (8, 16) and model["c_attn"].lora_B.shape == (32, 4)
-    trained(model["c_attn"])
+    filled(model["c_attn"])
     stored = {f"module.{key}": value for key, value in lib.lora_state_dict(model).items()}
     torch.save({"model_state_dict": stored}, tmp_path / "model.pt")
     state = torch.load(tmp_path / "model.pt")["model_state_dict"]

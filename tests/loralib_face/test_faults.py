@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from face_values import filled
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,14 +25,6 @@ import deltaw.loralib as ours
 from deltaw.errors import CheckpointError, TargetError
 
 theirs = pytest.importorskip("loralib")
-
-
-def filled(layer: Any, seed: int = 5) -> Any:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in (layer.lora_A, layer.lora_B):
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return layer
 
 
 def linear(lib: Any, seed: int = 5, **kwargs: Any) -> Any:

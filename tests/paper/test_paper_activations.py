@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModel
 
 import deltaw as dw
@@ -22,6 +22,7 @@ from deltaw.paper.activations import ESTIMATED, Bottlenecks, bottleneck_bytes, c
 from deltaw.paper.models import targets_of
 from deltaw.train.kept import kept_by
 from deltaw.train.memory import Workload, activation_bytes
+from saved_bytes import saved_bytes
 
 LEFT_OUT = 0.02
 WIDTH, LAYERS, HEADS, ROWS, LENGTH = 64, 6, 4, 2, 64
@@ -52,27 +53,11 @@ def lora_of(model: Any) -> dw.LoRAConfig:
 
 def saved_in_blocks(model: nn.Module, act: Callable[[], Any]) -> int:
     """Bytes of distinct storages saved while a block runs, the model's own tensors left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
-    seen: dict[int, torch.UntypedStorage] = {}
     inside = [False]
     for block in Anatomy(model).blocks.values():
         block.register_forward_pre_hook(lambda *_: inside.__setitem__(0, True), prepend=True)
         block.register_forward_hook(lambda *_: inside.__setitem__(0, False))
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if inside[0] and storage.data_ptr() not in own:
-            seen[storage.data_ptr()] = storage
-        return tensor
-
-    def unpack(tensor: Tensor) -> Tensor:
-        return tensor
-
-    pack.only_looks = unpack.only_looks = True  # type: ignore[attr-defined]
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        result = act()
-    assert result.requires_grad
-    return sum(storage.nbytes() for storage in seen.values())
+    return saved_bytes(model, act, lambda: inside[0])
 
 
 PUT_ON: dict[str, Callable[[Any], object]] = {

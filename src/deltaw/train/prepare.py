@@ -26,6 +26,7 @@ from deltaw.train.loss import Losses
 from deltaw.train.material import Material, Source, check_vocabulary, fingerprint, open_rows, tokenize
 from deltaw.train.method_config import inserts, uses_lora
 from deltaw.train.model import Loaded, base_config, load_model, load_tokenizer, pick_device, pick_dtype
+from deltaw.train.newhead import frozen_pooler
 from deltaw.train.packable import Packing, check_task, settle_packing
 from deltaw.train.passes import check_passes, cutoff_of, rdrop_of
 from deltaw.train.rng import seed_everything
@@ -101,7 +102,8 @@ def prepare(config: TrainConfig, callback: Callback) -> Ready:
         *wearing.told,
         *([batching.packing.note] if batching.packing and batching.packing.note else []),
     ]
-    lines = [*loaded.notes, *grown, *notes, *wearing.notes]
+    pooler = frozen_pooler(loaded.model, wearing.parameters, loaded.heads)
+    lines = [*loaded.notes, *grown, *notes, *wearing.notes, *pooler]
     callback.on_section("model", "\n".join([*_describe(config, loaded), padding, wearing.summary, *lines]))
     callback.on_section("settings", "\n".join(map(str, choices.made)))
     advice = defaults.advice(choices, facts, config, batching.total)

@@ -16,7 +16,6 @@ from deltaw.train import baseline
 from deltaw.train.config import TrainConfig, spec_of
 from deltaw.train.kept import Kept, frozen_values, kept_by, kept_in
 from deltaw.train.method_config import is_baseline, uses_lora
-from deltaw.train.newhead import frozen_pooler
 
 if TYPE_CHECKING:
     from deltaw.adapter import Adapter
@@ -148,8 +147,7 @@ def wear(
         low_rank = lora_config(config, rank, heads, rows) if uses_lora(config.adapter.method) else None
         put, summary = baseline.put_on(model, baseline.method_of(config, low_rank, tuple(heads)))
         trained = tuple(dw.trainable(model))
-        notes = (*put.notes, *frozen_pooler(model, trained, heads))
-        return Wearing(parameters=trained, sites={}, summary=summary, notes=notes)
+        return Wearing(parameters=trained, sites={}, summary=summary, notes=put.notes)
     if config.adapter.start is not None:
         earlier, told = _earlier(config, model, heads)
         loaded: Any = dw.load(model, earlier, name=NAME, trainable=True)
@@ -157,7 +155,7 @@ def wear(
         summary = f"continuing from {config.adapter.start}: applied to {loaded.applied}/{loaded.total} modules"
         return Wearing(
             parameters=trained, sites=kept_in(model, NAME), summary=f"{summary}, {_count(trained)} parameters",
-            notes=(*told, *loaded.notes, *frozen_pooler(model, trained, heads)), frozen=_frozen(model), told=told,
+            notes=(*told, *loaded.notes), frozen=_frozen(model), told=told,
         )  # fmt: skip
     arguments = {} if looking is None else looking.arguments(config.adapter.init)
     report: Any = dw.attach(model, lora_config(config, rank, heads, rows), name=NAME, **arguments)
@@ -167,8 +165,8 @@ def wear(
     else:
         summary = f"{_kind(config)} on {plural(len(report.sites), 'module')}: {_count(trained)} parameters"
     return Wearing(
-        parameters=trained, sites=kept_by(report.plan), summary=summary,
-        notes=(*report.notes, *frozen_pooler(model, trained, heads)), frozen=frozen_values(report.plan),
+        parameters=trained, sites=kept_by(report.plan), summary=summary, notes=tuple(report.notes),
+        frozen=frozen_values(report.plan),
     )  # fmt: skip
 
 

@@ -113,12 +113,6 @@ def _more_matrices(rows: Rows) -> Verdict:
     return statistics.fmean((by_score, by_loss)), f"BLEU (loss) {text}"
 
 
-def _lora_and_full(rows: Rows, row: str, name: str) -> tuple[float, float]:
-    """The medians of both; ``row`` has ``{}`` for the method."""
-    lora, full = (value(rows, row.format(key), name, statistics.median) for key in ("lora", "full"))
-    return lora, full
-
-
 def _glue(rows: Rows) -> Verdict:
     """By the share of the pairs where LoRA is at most one point behind; of tasks that full fine-tuning learned."""
     kinds = (
@@ -181,7 +175,9 @@ def _from_mnli(rows: Rows) -> Verdict:
 def _few(rows: Rows) -> Verdict:
     ahead, text = [], []
     for count in (100, 1000):
-        lora, full = _lora_and_full(rows, f"low-data/sst2-{count}-{{}}", "SST-2")
+        lora, full = (
+            value(rows, f"low-data/sst2-{count}-{key}", "SST-2", statistics.median) for key in ("lora", "full")
+        )
         ahead.append(lora >= full)
         text.append(f"{count} examples {100 * lora:.1f} / {100 * full:.1f}")
     return statistics.fmean(ahead), f"LoRA / FT on SST-2: {', '.join(text)}"
