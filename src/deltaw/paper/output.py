@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from deltaw.disk import write_all
 from deltaw.errors import ConfigError
 
-__all__ = ["write_output"]
+__all__ = ["csv_text", "write_output"]
+
+
+def csv_text(rows: Iterable[Iterable[Any]]) -> str:
+    """Write rows as comma-separated values.
+
+    Args:
+        rows: the titles first; every digit of a number is kept, None is an empty field.
+
+    Returns:
+        Lines that end in a newline each.
+    """
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(rows)
+    return out.getvalue()
 
 
 def write_output(directory: Path, files: Mapping[str, bytes], what: str) -> tuple[Path, ...]:

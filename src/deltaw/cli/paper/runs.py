@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
 import click
 
 from deltaw.cli._common import Output, as_path, common_options
@@ -35,6 +32,7 @@ def command(
 
     The paper reports the median of five seeds on GLUE and the mean of three on E2E, the best epoch of each run.
     """
+    from deltaw.paper.output import csv_text
     from deltaw.paper.runs import gather, read_run
     from deltaw.train.files import write_text
 
@@ -48,15 +46,13 @@ def command(
         )
     out = Output(quiet=quiet, as_json=as_json)
     found = gather([read_run(as_path(name), scores) for name in directories], metric, best, mixed=mixed)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([found.header, *found.cells()])
+    text = csv_text([found.header, *found.cells()])
     if table == "-":
-        out.say(text.getvalue().rstrip("\n"))
+        out.say(text.rstrip("\n"))
     else:
         out.say(found)
     if table not in (None, "-"):
-        write_text(as_path(table), text.getvalue())
+        write_text(as_path(table), text)
         out.say(f"written to {table}")
     out.finish(
         {"metric": found.metric, "best": found.best, "runs": found.rows, "spread": found.spread, "notes": found.notes}

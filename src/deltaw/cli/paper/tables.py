@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +53,7 @@ def command(*, name: str | None, output: str | None, quiet: bool, as_json: bool)
 
 def _forms(name: str) -> tuple[str, str, dict[str, Any]]:
     """A table, or the errata, as text, CSV and for JSON."""
+    from deltaw.paper.output import csv_text
     from deltaw.paper.tables import errata, printed_table
     from deltaw.paper.tables.show import to_csv
 
@@ -63,11 +62,8 @@ def _forms(name: str) -> tuple[str, str, dict[str, Any]]:
         return str(table), to_csv(table), _payload(table, cells=True)
     items = list(errata().values())
     text = "\n".join(f"{item.id}: {item.what}\n  evidence: {item.evidence}\n  here: {item.choice}" for item in items)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(("id", "what", "evidence", "here"))
-    writer.writerows((item.id, item.what, item.evidence, item.choice) for item in items)
-    return text, out.getvalue(), {ERRATA: items}
+    lines = ((item.id, item.what, item.evidence, item.choice) for item in items)
+    return text, csv_text([("id", "what", "evidence", "here"), *lines]), {ERRATA: items}
 
 
 def _write(output: str, forms: Mapping[str, tuple[str, str, dict[str, Any]]]) -> tuple[Path, ...]:

@@ -6,9 +6,7 @@ A report embeds an analysis by the same five calls, whichever it is: ``text``, `
 from __future__ import annotations
 
 import abc
-import csv as csv_module
 import dataclasses
-import io
 import json as json_module
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltaw.paper.analyses.style import render
-from deltaw.paper.output import write_output
+from deltaw.paper.output import csv_text, write_output
 from deltaw.reports import figures, table
 
 if TYPE_CHECKING:
@@ -76,11 +74,7 @@ class Sheet:
         Returns:
             Lines that end in a newline each; an empty field where there is no value.
         """
-        out = io.StringIO()
-        writer = csv_module.writer(out, lineterminator="\n")
-        writer.writerow(self.columns)
-        writer.writerows(["" if cell is None else cell for cell in row] for row in self.rows)
-        return out.getvalue()
+        return csv_text([self.columns, *self.rows])
 
 
 class Analysis(abc.ABC):

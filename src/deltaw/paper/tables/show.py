@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
-
+from deltaw.paper.output import csv_text
 from deltaw.paper.tables.types import PrintedTable, Row
 from deltaw.reports import table
 
@@ -81,18 +79,16 @@ def to_csv(printed: PrintedTable) -> str:
     """
     facts = [name for name in ("model", "method", "parameters", "marks") if any(getattr(r, name) for r in printed.rows)]
     spreads = {cell.id.rpartition("/")[2] for cell in printed.cells if cell.spread is not None}
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     titles = [title for column in printed.columns for title in _titles(column.id, spreads)]
-    writer.writerow(["row", *facts, *titles])
+    lines = [["row", *facts, *titles]]
     for row in printed.rows:
         line = [row.id, *(getattr(row, name) for name in facts)]
         for column in printed.columns:
             text = row.cells[column.id].text if column.id in row.cells else ""
             number, _, spread = text.partition("+-") if column.id in spreads else (text, "", "")
             line += [number, spread][: len(_titles(column.id, spreads))]
-        writer.writerow(line)
-    return out.getvalue()
+        lines.append(line)
+    return csv_text(lines)
 
 
 def _titles(column: str, spreads: set[str]) -> list[str]:
