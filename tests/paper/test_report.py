@@ -17,6 +17,7 @@ from deltaw.paper.report.claims import CLAIMS, claims
 from deltaw.paper.report.figures import QUALITY, figures
 from deltaw.paper.reproduce import ROWS, Record, read_records, write_record
 from deltaw.paper.reproduce.e2e import PREFIXES, prefix_row
+from deltaw.paper.reproduce.glue import FEW
 from deltaw.paper.tables import printed_table, printed_tables
 from deltaw.paper.tables.show import heading
 
@@ -80,6 +81,15 @@ def test_rows_beside_the_paper_exist_on_both_sides() -> None:
             column.id for column in printed.columns
         }
         assert {name for names in compared.rows.values() for name in names} <= set(ROWS)
+        # a row that only some tasks have, such as more steps, is named for all
+        assert all(set(names) & set(ROWS) for names in compared.alone.values())
+        assert not set(compared.alone) & {row.id for row in printed.rows}
+
+
+def test_rows_of_ours_alone_leave_the_papers_columns_empty(tmp_path: Path) -> None:
+    write_record(made("e2e/full-matched-rate", parameters=3e6, BLEU=0.25), tmp_path)
+    text = build(tmp_path).markdown()
+    assert "| FT at LoRA's rate | 3,000,000 | - | 25.0 | - | not run |" in text
 
 
 def e2e(**scores: float) -> dict[str, list[Record]]:
@@ -154,6 +164,18 @@ def test_what_needs_no_run_stands_beside_the_claims(tmp_path: Path) -> None:
     assert "| DART | - | 62,659 | - | 6,980 | - | 12,552 | 82K | 82,191 |" in text
     assert "![Figure 2 as printed](figure2-as-printed.svg)" in text and "Ours is drawn under What holds" not in text
     assert "Ours is drawn under Figure 3" in text and "Ours is drawn under Figure 4" not in text
+
+
+@pytest.mark.parametrize(("full", "layer", "verdict"), [(0.60, 0.50, "holds"), (0.70, 0.50, "holds in part"),
+                                                        (0.80, 0.90, "does not hold")])  # fmt: skip
+def test_few_examples_are_judged_by_all_methods(full: float, layer: float, verdict: str) -> None:
+    scores = {"lora": 0.65, "full": full, "prefix-layer": layer, "prefix-embedding": layer}
+    rows: dict[str, list[Record]] = {}
+    for task in FEW.values():
+        for key, score in scores.items():
+            rows |= runs(f"low-data/{task.name}-{key}", "SST-2", score - 0.1, score + 0.1)
+    found, text = claim(rows, "With few examples")
+    assert found == verdict and text.count(f"FT {100 * full:.1f}") == 2 and "; 1,000: LoRA" in text
 
 
 @pytest.mark.parametrize(("longer", "verdict"), [(0.60, "holds in part"), (0.50, "does not hold")])

@@ -25,13 +25,13 @@ KINDS: dict[str, dict[str, tuple[float, float]]] = {
     },
     "glue/cola-lora": {"parameters": (2114, 0), "before": (0.0, 0)},
     "glue/mrpc-lora-from-mnli": {"parameters": (2114, 0), "before": (0.425, 1e-3)},
-    "low-data/sst2-100-lora": {"parameters": (2114, 0), "before": (0.625, 1e-3)},
+    "low-data/sst2_100-lora": {"parameters": (2114, 0), "before": (0.625, 1e-3)},
     "subspace/base": {"||W||": (15.2727, 1e-3), "||Delta W||": (0.8926, 0.1), "random phi": (0.0961, 0.3)},
     "latency/grid": {},
     "throughput/gpt2": {"weights MB": (498.05, 0.05)},
     "switch/stories3M": {"adapter kB": (65.536, 1e-6)},
 }  # fmt: skip
-REAL = ("e2e/lora-qv-r4", "glue/cola-lora", "low-data/sst2-100-lora", "subspace/base")
+REAL = ("e2e/lora-qv-r4", "glue/cola-lora", "low-data/sst2_100-lora", "subspace/base")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,8 @@ __all__ = [
 VARIANTS = ("lora", "dora", "lora_fa", "lora_bias", "vera")
 TASK_NAMES = (
     "e2e", "webnlg", "dart", "sst2", "cola", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "mnli_9k", "qnli_9k",
-    "qqp_9k", "mnli_100", "mnli_1k", "mnli_10k", "mnli_9k_100", "mnli_9k_1k", "wikisql", "samsum",
+    "qqp_9k", "mnli_100", "mnli_1k", "mnli_10k", "mnli_9k_100", "mnli_9k_1k", "sst2_100", "sst2_1k", "wikisql",
+    "samsum",
 )  # fmt: skip
 INITS = ("kaiming", "gaussian", "orthogonal", "pissa", "pissa_fast", "olora", "eva", "lora_ga")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from deltaw.paper.reproduce.row import TIMES
 
 __all__ = ["BESIDE", "Column", "Compared"]
 
@@ -33,12 +35,14 @@ class Compared:
         columns: what is shown.
         summary: ``mean`` or ``median`` over seeds, as the paper's table has it.
         note: how ours differ, a sentence.
+        alone: our rows that no row of the paper's table stands beside, in words -> the rows.
     """
 
     rows: dict[str, tuple[str, ...]]
     columns: tuple[Column, ...]
     summary: str = "mean"
     note: str = ""
+    alone: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 _TEXT = (
@@ -75,7 +79,13 @@ BESIDE: dict[str, Compared] = {
         columns=_GLUE,
         summary="median",
         note="RoBERTa's head has a dense layer, which all methods of the paper train (ERR17); BERT's is the pooler, "
-        "which full fine-tuning trains and the others leave. What LoRA reaches with it stands under what holds.",
+        "which full fine-tuning trains and the others leave but where it is named.",
+        alone={
+            "LoRA and the pooler": _glue("lora-pooler"),
+            "LoRA, from the MNLI adapter": _glue("lora-from-mnli"),
+            f"FT, {TIMES} times the steps": _glue("full-long"),
+            f"LoRA, {TIMES} times the steps": _glue("lora-long"),
+        },
     ),
     "table3": Compared(
         rows={
@@ -88,6 +98,20 @@ BESIDE: dict[str, Compared] = {
         },
         columns=_TEXT,
         note=_NO_BIAS,
+        alone={
+            f"FT, {TIMES} times the steps": ("e2e/full-long",),
+            f"LoRA, {TIMES} times the steps": ("e2e/lora-qv-r4-long",),
+            "PreEmbed": ("e2e/prefix-embedding",),
+            **{
+                f"{title} at LoRA's rate": (f"e2e/{name}-matched-rate",)
+                for title, name in (
+                    ("FT", "full"),
+                    ("FT-Top2", "top2"),
+                    ("PreEmbed", "prefix-embedding"),
+                    ("PreLayer", "prefix-layer"),
+                )
+            },
+        },
     ),
     "table5": Compared(
         rows={
@@ -133,14 +157,19 @@ BESIDE: dict[str, Compared] = {
     ),
     "table16": Compared(
         rows={
-            "FT": ("low-data/sst2-100-full", "low-data/sst2-1000-full"),
-            "LoRA": ("low-data/sst2-100-lora", "low-data/sst2-1000-lora"),
+            name: tuple(f"low-data/sst2_{size}-{key}" for size in ("100", "1k"))
+            for name, key in (
+                ("FT", "full"),
+                ("PreEmbed", "prefix-embedding"),
+                ("PreLayer", "prefix-layer"),
+                ("LoRA", "lora"),
+            )
         },
-        columns=(
-            Column(paper="n=100", ours="SST-2", factor=100.0, among="*/sst2-100-*"),
-            Column(paper="n=1k", ours="SST-2", factor=100.0, among="*/sst2-1000-*"),
+        columns=tuple(
+            Column(paper=f"n={size}", ours="SST-2", factor=100.0, among=f"*/sst2_{size}-*") for size in ("100", "1k")
         ),
-        note="The paper's columns are accuracies on MNLI-m, ours on SST-2.",
+        note="The paper's columns are accuracies on MNLI-m, ours on SST-2, with epochs, batch, ranks and lengths of "
+        "Table 17 and rates for the small model.",
     ),
     "table18": Compared(
         rows={f"r={rank}": (f"e2e/lora-qv-r{rank}",) for rank in _RANKS},

@@ -32,7 +32,8 @@ def compare(printed: PrintedTable, rows: Rows) -> list[Table | Paragraph]:
     lines = _lines(printed, compared, rows)
     if not lines:
         return []
-    used = [made for names in compared.rows.values() for name in names for made in rows.get(name, [])]
+    beside = (*compared.rows.values(), *compared.alone.values())
+    used = [made for names in beside for name in names for made in rows.get(name, [])]
     on = "; ".join(dict.fromkeys(made.on for made in used))
     said = (f"Ours on {on}.", _seeds(compared, used), compared.note)
     return [Table(head=_head(compared), rows=lines), Paragraph(text=" ".join(filter(None, said)))]
@@ -53,17 +54,18 @@ def _ours_head(column: Column) -> str:
 
 
 def _lines(printed: PrintedTable, compared: Compared, rows: Rows) -> list[tuple[str, ...]]:
-    """One line for each row of the paper that has one of ours beside it."""
+    """One line for each row of the paper that has one of ours beside it, then those that have none."""
     lines = []
-    for name, ours in compared.rows.items():
+    stated = {row.id: row for row in printed.rows}
+    for name, ours in (*compared.rows.items(), *compared.alone.items()):
         made = [record for row in ours for record in rows.get(row, [])]
         if not made:
             continue
-        row = next(row for row in printed.rows if row.id == name)
-        line = [name, f"{row.parameters + ' / ' if row.parameters else ''}{_count(made)}"]
+        row = None if name in compared.alone else stated[name]
+        line = [name, f"{row.parameters + ' / ' if row and row.parameters else ''}{_count(made)}"]
         for column in compared.columns:
             if column.paper:
-                line.append(row.cells[column.paper].text if column.paper in row.cells else "-")
+                line.append(row.cells[column.paper].text if row and column.paper in row.cells else "-")
             if column.ours:
                 line.append(_ours(made, column, compared.summary))
         lines.append(tuple(line))

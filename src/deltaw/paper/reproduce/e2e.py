@@ -17,7 +17,7 @@ MODEL = "models/stories3M"
 STEPS, BATCH, TRAINING_ROWS = 250, 16, 4096
 TEXTS = {"bleu": "BLEU", "nist": "NIST", "meteor": "METEOR", "rouge_l": "ROUGE-L", "cider": "CIDEr"}
 ATTENTION = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
-LORA_RATE = 4e-3
+LORA_RATE, FULL_RATE, PREFIX_RATE = 4e-3, 1e-3, 2e-2
 PREFIXES = {"prefix-embedding": ((32, 8), (64, 8), (128, 8)), "prefix-layer": ((2, 2), (8, 8), (32, 4), (64, 0))}
 """Method -> the trained positions before the input and behind it, as Table 15 has them, shortest first."""
 
@@ -103,31 +103,43 @@ def prefix_row(method: str, before: int, behind: int) -> str:
     return f"e2e/{method}" if usual else f"e2e/{method}-{before}-{behind}"
 
 
+def _lengths(before: int, behind: int) -> tuple[str, ...]:
+    return ("--prefix-length", str(before), "--infix-length", str(behind))
+
+
 def _prefix(method: str, before: int, behind: int) -> Row:
     name = prefix_row(method, before, behind).removeprefix("e2e/")
     title = "PreEmbed" if method == "prefix-embedding" else "PreLayer"
-    more = ("--prefix-length", str(before), "--infix-length", str(behind))
-    return _row(name, title, method, 2e-2, *more, table="table3" if name == method else "table15")
+    more = _lengths(before, behind)
+    return _row(name, title, method, PREFIX_RATE, *more, table="table3" if name == method else "table15")
+
+
+def _at_loras_rate(name: str, title: str, method: str, *more: str) -> Row:
+    """The twin of a row whose own rate is another."""
+    return _row(f"{name}-matched-rate", f"{title} at LoRA's rate", method, LORA_RATE, *more)
 
 
 def _with_prefix(method: str, title: str) -> Row:
-    more = ("--rank", "8", "--alpha", "32", *_targets("qv"), "--prefix-length", "8", "--infix-length", "4")
+    more = ("--rank", "8", "--alpha", "32", *_targets("qv"), *_lengths(8, 4))
     return _row(f"lora-{method}", title, f"lora+{method}", LORA_RATE, *more, table="table15")
 
 
 ROWS = (
     _lora("qv", 4, "table3"),
-    _row("full", "FT", "full", 1e-3),
-    _row("full-matched-rate", "FT at LoRA's rate", "full", LORA_RATE),
-    _row("top2", "FT-Top2", "top-blocks", 1e-3, "--blocks", "2"),
+    _row("full", "FT", "full", FULL_RATE),
+    _row("top2", "FT-Top2", "top-blocks", FULL_RATE, "--blocks", "2"),
     _row("adapter-h", "Adapter H", "adapter-h", LORA_RATE, "--bottleneck", "8"),
     _row("adapter-l", "Adapter L", "adapter-l", LORA_RATE, "--bottleneck", "16"),
     *(_prefix(method, *lengths) for method, grid in PREFIXES.items() for lengths in grid),
+    _at_loras_rate("full", "FT", "full"),
+    _at_loras_rate("top2", "FT-Top2", "top-blocks", "--blocks", "2"),
+    _at_loras_rate("prefix-embedding", "PreEmbed", "prefix-embedding", *_lengths(32, 8)),
+    _at_loras_rate("prefix-layer", "PreLayer", "prefix-layer", *_lengths(8, 8)),
     _with_prefix("prefix-embedding", "LoRA+PE"),
     _with_prefix("prefix-layer", "LoRA+PL"),
     *(_lora("qv", rank, "table18") for rank in (1, 2, 8, 64)),
     _lora("qv", 4, "table3", TIMES),
-    _row("full", "FT", "full", 1e-3, times=TIMES),
+    _row("full", "FT", "full", FULL_RATE, times=TIMES),
     # equal numbers of values: grouped heads make k and v narrower than q and o
     _lora("q", 6, "table5"),
     _lora("k", 10, "table5"),

@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from deltaw.paper.recipe_tables import cells
 from deltaw.paper.reproduce.row import TIMES, Commands, Outputs, Row
 from deltaw.train.best import task_metric
 
-__all__ = ["FROM_MNLI", "LONG", "ROWS", "TASKS"]
+__all__ = ["FEW", "FROM_MNLI", "LONG", "ROWS", "TASKS"]
 
 BATCH, ROWS_READ = 16, 8192
 LORA = ("--method", "lora", "--rank", "8", "--alpha", "16", "--target", "query", "--target", "value", "--lr", "1e-3")
@@ -30,12 +31,14 @@ ENCODER = "all-MiniLM-L6-v2, a BERT-shaped encoder of 22.7M parameters"
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """A task: its name for ``--task``, its folder, its title in the report, its steps."""
+    """A task: its name for ``--task``, its folder, its title in the report, its steps, rows and batch."""
 
     name: str
     folder: str
     title: str
     steps: int
+    rows: int = ROWS_READ
+    batch: int = BATCH
 
     @property
     def metric(self) -> str:
@@ -58,13 +61,29 @@ TASKS = (
 MNLI = next(task for task in TASKS if task.name == "mnli_9k")
 FROM_MNLI = tuple(task for task in TASKS if task.name in ("mrpc", "rte", "stsb"))
 LONG = tuple(dataclasses.replace(task, steps=TIMES * task.steps) for task in TASKS if task.name in ("mrpc", "stsb"))
-FEW = dataclasses.replace(next(task for task in TASKS if task.name == "sst2"), steps=200)
 
 
-def _train(task: _Task, method: tuple[str, ...], quick: bool, out: str, *, rows: int = ROWS_READ) -> tuple[str, ...]:
+def _few(column: str, rows: int) -> _Task:
+    """As long, and with as large a batch, as a column of Table 17 has it."""
+    shared = cells("table17", "lora", column)
+    steps = shared["epochs"] * rows // shared["batch"]
+    return _Task(name=f"sst2_{column}", folder="SST-2", title="SST-2", steps=steps, rows=rows, batch=shared["batch"])
+
+
+FEW = {"100": _few("100", 100), "1k": _few("1k", 1_000)}
+
+
+def _prefix(method: str, column: str, rate: str) -> tuple[str, ...]:
+    """The lengths of Table 17; its rates are for a far larger model."""
+    cell = cells("table17", method, column)
+    lengths = ("--prefix-length", str(cell["prefix_length"]), "--infix-length", str(cell["infix_length"]))
+    return ("--method", method, *lengths, "--lr", rate)
+
+
+def _train(task: _Task, method: tuple[str, ...], quick: bool, out: str) -> tuple[str, ...]:
     return (
         "train", "--model", "{encoder}", "--task", task.name, "--data", "{data}/glue", *method,
-        "--steps", str(3 if quick else task.steps), "--batch-size", str(BATCH), "--limit", str(rows),
+        "--steps", str(3 if quick else task.steps), "--batch-size", str(task.batch), "--limit", str(task.rows),
         "--max-length", "128",
         "--truncation", "cut", "--max-truncated", "1", "--warmup", "0.06", "--eval-every", "0",
         "--eval-limit", "64" if quick else "1600", "--save-every", "0", "--threads", "1", "--seed", "{seed}",
@@ -82,16 +101,14 @@ def _values(task: _Task, printed: Outputs) -> Mapping[str, float]:
     }
 
 
-def _settings(task: _Task, method: tuple[str, ...], rows: int = ROWS_READ) -> dict[str, object]:
+def _settings(task: _Task, method: tuple[str, ...]) -> dict[str, object]:
     return {
-        "method": " ".join(method), "steps": task.steps, "batch": BATCH, "longest": 128,
-        "training rows, at most": rows,
+        "method": " ".join(method), "steps": task.steps, "batch": task.batch, "longest": 128,
+        "training rows, at most": task.rows,
     }  # fmt: skip
 
 
-def _row(task: _Task, key: str, suffix: str = "") -> Row:
-    title, method = METHODS[key]
-
+def _row(name: str, task: _Task, title: str, method: tuple[str, ...], table: str = "table2") -> Row:
     def commands(quick: bool) -> Commands:
         return {"train": _train(task, method, quick, "trained")}
 
@@ -99,8 +116,8 @@ def _row(task: _Task, key: str, suffix: str = "") -> Row:
         return _values(task, printed)
 
     return Row(
-        name=f"glue/{task.name}-{key}{suffix}", title=title, table="table2", on=ENCODER,
-        inputs=(f"glue/{task.folder}", "{encoder}"), commands=commands, values=values, settings=_settings(task, method),
+        name=name, title=title, table=table, on=ENCODER, inputs=(f"glue/{task.folder}", "{encoder}"),
+        commands=commands, values=values, settings=_settings(task, method),
     )  # fmt: skip
 
 
@@ -124,26 +141,20 @@ def _from_mnli(task: _Task) -> Row:
     )  # fmt: skip
 
 
-def _few(count: int, key: str) -> Row:
-    """The protocol of Table 16 on n examples of SST-2."""
-    title, method = METHODS[key]
-
-    def commands(quick: bool) -> Commands:
-        return {"train": _train(FEW, method, quick, "trained", rows=count)}
-
-    def values(printed: Outputs, output: Path) -> Mapping[str, float]:
-        return _values(FEW, printed)
-
-    return Row(
-        name=f"low-data/sst2-{count}-{key}", title=title, table="table16", on=f"{ENCODER}; SST-2",
-        inputs=("glue/SST-2", "{encoder}"), commands=commands, values=values,
-        settings=_settings(FEW, method, count),
-    )  # fmt: skip
+def _low_data(column: str, task: _Task) -> tuple[Row, ...]:
+    """The methods of Table 16 on examples drawn from SST-2."""
+    methods = {
+        "full": METHODS["full"],
+        "prefix-embedding": ("PreEmbed", _prefix("prefix-embedding", column, "1e-2")),
+        "prefix-layer": ("PreLayer", _prefix("prefix-layer", column, "1e-2")),
+        "lora": METHODS["lora"],
+    }
+    return tuple(_row(f"low-data/{task.name}-{key}", task, *method, table="table16") for key, method in methods.items())
 
 
 ROWS = (
-    *(_row(task, key) for task in TASKS for key in METHODS),
+    *(_row(f"glue/{task.name}-{key}", task, *METHODS[key]) for task in TASKS for key in METHODS),
     *(_from_mnli(task) for task in FROM_MNLI),
-    *(_row(task, key, "-long") for task in LONG for key in ("full", "lora")),
-    *(_few(count, key) for count in (100, 1000) for key in ("full", "lora")),
+    *(_row(f"glue/{task.name}-{key}-long", task, *METHODS[key]) for task in LONG for key in ("full", "lora")),
+    *(row for column, task in FEW.items() for row in _low_data(column, task)),
 )

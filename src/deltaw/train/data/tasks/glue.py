@@ -134,7 +134,7 @@ def _subset(whole: Task, folder: str) -> Task:
 
 
 def _drawn(whole: Task, count: int, suffix: str) -> Task:
-    """A task whose training rows are a random draw: the paper's MNLI-n."""
+    """A task whose training rows are a random draw, as the paper's MNLI-n."""
     train = dataclasses.replace(whole.splits["train"], rows=count)
     part = f"{count:,} training rows drawn from {whole.title}"
     return dataclasses.replace(
@@ -183,5 +183,5 @@ TASKS = (
     _SST2, _COLA, _MRPC, _STSB, _QQP, _MNLI, _QNLI, _RTE,
     _MNLI_9K, _subset(_QNLI, "QNLI_9k"), _subset(_QQP, "QQP_9k"),
     _drawn(_MNLI, 100, "100"), _drawn(_MNLI, 1_000, "1k"), _drawn(_MNLI, 10_000, "10k"),
-    _drawn(_MNLI_9K, 100, "100"), _drawn(_MNLI_9K, 1_000, "1k"),
+    _drawn(_MNLI_9K, 100, "100"), _drawn(_MNLI_9K, 1_000, "1k"), _drawn(_SST2, 100, "100"), _drawn(_SST2, 1_000, "1k"),
 )  # fmt: skip
