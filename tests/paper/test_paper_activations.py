@@ -18,8 +18,15 @@ from transformers import AutoConfig, AutoModel
 import deltaw as dw
 from deltaw import baselines
 from deltaw.baselines.anatomy import Anatomy
-from deltaw.paper.activations import ESTIMATED, Bottlenecks, bottleneck_bytes, combined_bytes, frozen_bytes, top_bytes
-from deltaw.paper.models import targets_of
+from deltaw.paper.activations import (
+    Bottlenecks,
+    bias_bytes,
+    bottleneck_bytes,
+    combined_bytes,
+    frozen_bytes,
+    top_bytes,
+)  # fmt: skip
+from deltaw.paper.models import _PLACES, targets_of
 from deltaw.train.kept import kept_by
 from deltaw.train.memory import Workload, activation_bytes
 from saved_bytes import saved_bytes
@@ -34,16 +41,21 @@ _BERT = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads
          "attention_probs_dropout_prob": 0.0}  # fmt: skip
 _LLAMA = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "num_key_value_heads": 2,
           "intermediate_size": 160, "max_position_embeddings": 128}  # fmt: skip
+_DEBERTA = {**_BERT, "type_vocab_size": 0, "relative_attention": True, "position_buckets": 16, "conv_kernel_size": 3,
+            "norm_rel_ebd": "layer_norm", "share_att_key": True, "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False}  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": _GPT2, "roberta": _BERT, "llama": _LLAMA, "bert": _BERT, "mistral": _LLAMA, "qwen2": _LLAMA,
-    "qwen3": {**_LLAMA, "head_dim": WIDTH // HEADS},
+    "qwen3": {**_LLAMA, "head_dim": WIDTH // HEADS}, "deberta-v2": _DEBERTA,
 }  # fmt: skip
-DROPOUT = {"gpt2": ("resid_pdrop", "embd_pdrop"), "roberta": ("hidden_dropout_prob",), "bert": ("hidden_dropout_prob",)}
+DROPOUT = {"gpt2": ("resid_pdrop", "embd_pdrop"), "roberta": ("hidden_dropout_prob",), "bert": ("hidden_dropout_prob",),
+           "deberta-v2": ("hidden_dropout_prob", "attention_probs_dropout_prob")}  # fmt: skip
 
 
 def build(kind: str, dtype: torch.dtype, dropout: float) -> Any:
     values = {**SHAPES[kind], **dict.fromkeys(DROPOUT.get(kind, ()), dropout), "vocab_size": 100}
-    config = AutoConfig.for_model(kind, **values, bos_token_id=1, eos_token_id=2, attn_implementation="sdpa")
+    attention = "eager" if kind == "deberta-v2" else "sdpa"
+    config = AutoConfig.for_model(kind, **values, bos_token_id=1, eos_token_id=2, attn_implementation=attention)
     return AutoModel.from_config(config, dtype=dtype).train()
 
 
@@ -85,7 +97,7 @@ FORMULAS: dict[str, Callable[[Any, Workload], int]] = {
         model, {path: 0 for path, _ in model.named_modules()}, load
     ),
     "FT-Top2": lambda model, load: top_bytes(model, 2, load),
-    "BitFit": frozen_bytes,
+    "BitFit": bias_bytes,
     "LoRA": lambda model, load: activation_bytes(model, kept_by(dw.plan(model, lora_of(model))), load),
     "Adapter H": lambda model, load: bottleneck_bytes(model, Bottlenecks(size=SIZE, both=True), load),
     "Adapter L": lambda model, load: bottleneck_bytes(model, Bottlenecks(size=SIZE, norm=True), load),
@@ -115,7 +127,8 @@ def estimated(kind: str, method: str, dtype: torch.dtype, dropout: float) -> int
 
 WAYS = {"gpt2": ((torch.float32, 0.0), (torch.bfloat16, 0.0), (torch.float32, 0.1)),
         "roberta": ((torch.float32, 0.0), (torch.bfloat16, 0.0), (torch.float32, 0.1)),
-        "llama": ((torch.float32, 0.0), (torch.bfloat16, 0.0))}  # fmt: skip
+        "llama": ((torch.float32, 0.0), (torch.bfloat16, 0.0)),
+        "deberta-v2": ((torch.float32, 0.0), (torch.bfloat16, 0.0), (torch.float32, 0.1))}  # fmt: skip
 CASES = [
     (kind, method, dtype, dropout)
     for kind in SHAPES
@@ -140,8 +153,32 @@ def test_the_bound_tells_methods_apart() -> None:
         assert [other for other in apart if abs(guess / counts[other] - 1) < LEFT_OUT] == [one]
 
 
-def test_every_type_with_a_formula_is_checked() -> None:
-    assert set(ESTIMATED) == set(SHAPES)
+def test_every_type_that_has_roles_is_checked() -> None:
+    assert set(_PLACES) == set(SHAPES)
+
+
+DISTANCES: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "one kind": ({"pos_att_type": ["c2p"]}, ["query_proj", "value_proj"]),
+    "the other kind": ({"pos_att_type": ["p2c"]}, ["query_proj", "value_proj"]),
+    "keys' layer": ({}, ["key_proj", "value_proj"]),
+    "their own layers alone": ({"share_att_key": False}, ["pos_key_proj", "pos_query_proj", "value_proj"]),
+    "layers of their own": ({"share_att_key": False}, ["pos_key_proj", "pos_query_proj", "query_proj", "value_proj"]),
+    "no buckets": ({"position_buckets": -1, "max_relative_positions": 20}, ["query_proj", "value_proj"]),
+    "no distances": ({"relative_attention": False}, ["query_proj", "value_proj"]),
+}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("case", DISTANCES)
+def test_attention_over_distances(case: str, dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    more, targets = DISTANCES[case]
+    monkeypatch.setitem(SHAPES, "deberta-v2", {**_DEBERTA, **more})
+    config = dw.LoRAConfig(targets=targets, rank=RANK)
+    monkeypatch.setitem(PUT_ON, "LoRA", lambda model: dw.attach(model, config))
+    count = counted("deberta-v2", "LoRA", torch.float32, dropout)
+    model = build("deberta-v2", torch.float32, dropout)
+    guess = activation_bytes(model, kept_by(dw.plan(model, config)), Workload(batch=ROWS, length=LENGTH))
+    assert abs(guess / count - 1) < LEFT_OUT
 
 
 @pytest.mark.parametrize("method", ["BitFit", "Adapter H", "Adapter D", "FT-Top2", "LoRA+PE"])

@@ -34,12 +34,16 @@ GPT2 = {"n_embd": 128, "n_layer": 4, "n_head": 4, "n_positions": 256, "vocab_siz
         "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
 BERT = {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512,
         "vocab_size": VOCAB, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
+DEBERTA = {**BERT, "relative_attention": True, "position_buckets": 64, "share_att_key": True,
+           "norm_rel_ebd": "layer_norm", "pos_att_type": ["p2c", "c2p"], "conv_kernel_size": 3}  # fmt: skip
+CLASSIFIERS = ("bert", "deberta-v2")
 
 SHAPES = {
     "llama": (DECODER, AutoModelForCausalLM, ["q_proj", "v_proj"]),
     "qwen3": (DECODER, AutoModelForCausalLM, ["q_proj", "v_proj"]),
     "gpt2": (GPT2, AutoModelForCausalLM, ["c_attn[q,v]"]),
     "bert": (BERT, AutoModelForSequenceClassification, ["query", "value"]),
+    "deberta-v2": (DEBERTA, AutoModelForSequenceClassification, ["query_proj", "value_proj"]),
 }
 
 
@@ -71,10 +75,10 @@ def stepper(model: Any, kind: str, chunked: bool = True) -> Callable[[], None]:
     vocab = model.config.vocab_size
     ids = torch.randint(0, vocab, (BATCH, LENGTH), generator=torch.Generator().manual_seed(0))
     rows = [Row(row, [0.0] + [1.0] * (LENGTH - 1)) for row in ids.tolist()]
-    batch, losses = collate(rows, range(BATCH), 0), Losses(model, "causal" if kind != "bert" else "classification")
+    batch, losses = collate(rows, range(BATCH), 0), Losses(model, "classification" if kind in CLASSIFIERS else "causal")
 
     def step() -> None:
-        if kind == "bert":
+        if kind in CLASSIFIERS:
             loss = model(input_ids=ids, labels=ids[:, 0] % 2).loss
         elif chunked:
             loss = losses(batch).total
@@ -95,6 +99,9 @@ CASES = [
     ("gpt2", torch.float32, "all-linear", True),
     ("bert", torch.float32, "qv", False),
     ("bert", torch.float32, "all-linear", True),
+    ("deberta-v2", torch.float32, "qv", False),
+    ("deberta-v2", torch.float32, "all-linear", False),
+    ("deberta-v2", torch.float32, "all-linear", True),
 ]
 
 

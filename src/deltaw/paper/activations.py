@@ -7,7 +7,8 @@ first trained tensor keeps nothing. Beside the parts,
 
 - FT-Top2 keeps the inputs of the linear layers of its blocks, as full fine-tuning does; an RMSNorm before the first of
   them nothing but what it scales;
-- BitFit keeps nothing: the gradient of a bias is a sum over the gradient of the output;
+- BitFit keeps nothing, but for the keys once more where queries' biases make DeBERTa's distances: the gradient of a
+  bias is a sum over the gradient of the output;
 - PreEmbed and PreLayer keep nothing: their first trained vectors stand before the first block, and N counts them;
 - an adapter keeps what it reads, e N d, its inner numbers, e N r, with a LayerNorm e N d of that norm's output, and in
   half precision its two factors as they are multiplied, 2 e d r;
@@ -24,6 +25,7 @@ Source:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,16 +34,13 @@ from deltaw.baselines.anatomy import Anatomy
 from deltaw.train.kept import Kept
 from deltaw.train.memory import BlockBytes, Workload, activation_bytes, block_bytes
 
-__all__ = ["ESTIMATED", "Bottlenecks", "bottleneck_bytes", "combined_bytes", "frozen_bytes", "top_bytes"]
+__all__ = ["Bottlenecks", "bias_bytes", "bottleneck_bytes", "combined_bytes", "frozen_bytes", "top_bytes"]
 
 _NORMS_FIRST = {"gpt2": True, "llama": True, "mistral": True, "qwen2": True, "qwen3": True, "bert": False,
-                "roberta": False}  # fmt: skip
-"""Model type -> whether a block's norms stand before attention and MLP, or behind the sums."""
+                "roberta": False, "deberta-v2": False}  # fmt: skip
+"""Model type -> whether a block's norms stand before attention and MLP, or behind the sums; of all that have roles."""
 
 _RMS = ("llama", "mistral", "qwen2", "qwen3")
-
-ESTIMATED = tuple(_NORMS_FIRST)
-"""The model types whose blocks are those of the formula; DeBERTa's attention over distances is not among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +61,10 @@ class Bottlenecks:
 
 
 def frozen_bytes(model: Any, load: Workload) -> int:
-    """Bytes kept where a gradient passes all blocks and none of their weights has one: BitFit, PreEmbed, PreLayer.
+    """Bytes kept where a gradient passes all blocks and nothing of theirs has one: PreEmbed, PreLayer.
 
     Args:
-        model: a transformers model of a type in ``ESTIMATED``; the meta device is enough.
+        model: a transformers model; the meta device is enough.
         load: the step; its rows count special tokens.
 
     Returns:
@@ -74,11 +73,25 @@ def frozen_bytes(model: Any, load: Workload) -> int:
     return _stack([block_bytes(model, load).total] * model.config.num_hidden_layers, model, load)
 
 
+def bias_bytes(model: Any, load: Workload) -> int:
+    """Bytes kept where every bias is trained: BitFit.
+
+    Args:
+        model: a transformers model; the meta device is enough.
+        load: the step.
+
+    Returns:
+        Bytes.
+    """
+    biased = (path for path, module in model.named_modules() if getattr(module, "bias", None) is not None)
+    return activation_bytes(model, dict.fromkeys(biased, Kept(rank=0, input=False)), load)
+
+
 def top_bytes(model: Any, last: int, load: Workload) -> int:
     """Bytes kept where the last blocks are trained in full: FT-Top2.
 
     Args:
-        model: a transformers model of a type in ``ESTIMATED``; the meta device is enough.
+        model: a transformers model; the meta device is enough.
         last: how many blocks.
         load: the step.
 
@@ -96,7 +109,7 @@ def bottleneck_bytes(model: Any, adapters: Bottlenecks, load: Workload) -> int:
     """Bytes kept where adapters stand behind sub-layers: Adapter H, L, P and D.
 
     Args:
-        model: a transformers model of a type in ``ESTIMATED``; the meta device is enough.
+        model: a transformers model; the meta device is enough.
         adapters: where they stand.
         load: the step.
 
@@ -117,7 +130,7 @@ def combined_bytes(model: Any, sites: Mapping[str, Kept], load: Workload, *, rep
     """Bytes kept where LoRA stands beside special tokens: LoRA+PE and LoRA+PL.
 
     Args:
-        model: a transformers model of a type in ``ESTIMATED``; the meta device is enough.
+        model: a transformers model; the meta device is enough.
         sites: path of each adapted module -> what it keeps.
         load: the step; its rows count special tokens.
         replaced: whether every block's input is replaced at the special tokens, or that of the first alone.
@@ -130,7 +143,7 @@ def combined_bytes(model: Any, sites: Mapping[str, Kept], load: Workload, *, rep
     total = activation_bytes(model, sites, load) - numbers * bool(recalled)
     if load.checkpointing or not replaced or _NORMS_FIRST[model.config.model_type]:
         return total
-    read = any(path.endswith(("query", "key", "value")) for path in recalled)
+    read = any(re.search(r"\.(query|key|value)(_proj)?$", path) for path in recalled)
     return total + numbers * int(model.config.num_hidden_layers) * read
 
 

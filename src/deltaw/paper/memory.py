@@ -104,7 +104,6 @@ class _Case:
         positions: the model's context; None where it has no end.
         load: a step without special tokens.
         special: one with them, positions of a row counted; None where they leave no room for a token.
-        estimated: whether activations have a formula for this type of model.
     """
 
     model: Any
@@ -113,7 +112,6 @@ class _Case:
     positions: int | None
     load: Workload
     special: Workload | None
-    estimated: bool
 
     @property
     def base(self) -> int:
@@ -147,8 +145,8 @@ def memory_account(step: StepShape, *, name: str = "") -> MemoryAccount:
     config = dw.LoRAConfig(targets=targets_of(case.model.config.model_type, step.matrices), rank=case.rank)
     plan = dw.plan(case.model, config)
     report = memory_plan(case.model, sites=kept_by(plan), trained=plan.parameters, workload=case.load)
-    full = _planned("full fine-tuning", case.base, report.full, case.estimated)
-    lora = _planned(f"LoRA {step.matrices} r={case.rank}", plan.parameters, report.lora, case.estimated)
+    full = _planned("full fine-tuning", case.base, report.full)
+    lora = _planned(f"LoRA {step.matrices} r={case.rank}", plan.parameters, report.lora)
     logits = report.lora.logits
     methods = (full, *_subsets(case, logits), *_prefixes(case), *_adapters(case, logits), lora, *_combined(case, plan))
     return MemoryAccount(
@@ -162,7 +160,6 @@ def _case(step: StepShape) -> _Case:
     import torch
 
     from deltaw.baselines.anatomy import Anatomy
-    from deltaw.paper.activations import ESTIMATED
     from deltaw.train.loss import find_split
     from deltaw.train.memory import Workload
     from deltaw.train.shape import meta_model
@@ -180,7 +177,6 @@ def _case(step: StepShape) -> _Case:
     return _Case(
         model=model, step=step, positions=positions, load=load, special=special,
         rank=step.rank or (PAPER_MODELS[step.source].rank if step.source in PAPER_MODELS else 8),
-        estimated=model.config.model_type in ESTIMATED,
     )  # fmt: skip
 
 
@@ -190,10 +186,10 @@ def _length(step: StepShape, positions: int | None) -> int:
     return step.length or min(positions or 2048, 2048)
 
 
-def _planned(method: str, trained: int, plan: MemoryPlan, estimated: bool) -> MethodMemory:
+def _planned(method: str, trained: int, plan: MemoryPlan) -> MethodMemory:
     return MethodMemory(
         method=method, trained=trained, weights=plan.weights, added=plan.adapter, gradients=plan.gradients,
-        optimizer=plan.optimizer, activations=plan.activations + plan.logits if estimated else None,
+        optimizer=plan.optimizer, activations=plan.activations + plan.logits,
     )  # fmt: skip
 
 
@@ -207,18 +203,19 @@ def _beside(case: _Case, method: str, trained: int, activations: int | None) -> 
 
 def _subsets(case: _Case, logits: int) -> Iterator[MethodMemory]:
     """Methods that train some of the base's own weights."""
-    from deltaw.paper.activations import frozen_bytes, top_bytes
+    from deltaw.paper.activations import bias_bytes, top_bytes
 
     e = DTYPE_BYTES[case.step.dtype]
-    top = top_bytes(case.model, 2, case.load) if case.estimated else 0
-    biases = frozen_bytes(case.model, case.load) if case.estimated else 0
-    kinds = {"FT-Top2": (block_values(case.model, 2), top), "BitFit": (bias_values(case.model), biases)}
+    kinds = {
+        "FT-Top2": (block_values(case.model, 2), top_bytes(case.model, 2, case.load)),
+        "BitFit": (bias_values(case.model), bias_bytes(case.model, case.load)),
+    }
     for method, (number, kept) in kinds.items():
         if number:
             yield MethodMemory(
                 method=method, trained=number, weights=e * case.base, added=4 * number if e < 4 else 0,
                 gradients=e * number, optimizer=ADAM_BYTES * number,
-                activations=kept + logits if case.estimated else None,
+                activations=kept + logits,
             )  # fmt: skip
 
 
@@ -239,7 +236,7 @@ def _adapters(case: _Case, logits: int) -> Iterator[MethodMemory]:
         ),
     }  # fmt: skip
     for method, (adapters, trained) in kinds.items():
-        kept = bottleneck_bytes(case.model, adapters, case.load) + logits if case.estimated else None
+        kept = bottleneck_bytes(case.model, adapters, case.load) + logits
         yield _beside(case, method, trained, kept)
 
 
@@ -259,7 +256,7 @@ def _values(case: _Case) -> dict[str, int]:
 def _counted(case: _Case, kind: str) -> Workload | None:
     """The step of a method with special tokens; None where there is no estimate."""
     recomputed = kind == "PL" and case.step.gradient_checkpointing
-    return case.special if case.estimated and not recomputed else None
+    return None if recomputed else case.special
 
 
 def _prefixes(case: _Case) -> Iterator[MethodMemory]:
@@ -292,10 +289,7 @@ def _combined(case: _Case, plan: Plan) -> Iterator[MethodMemory]:
 
 def _notes(case: _Case) -> Iterator[str]:
     """What the numbers are, and what has none."""
-    step, kind = case.step, case.model.config.model_type
-    if not case.estimated:
-        yield f"activations are not estimated: there is no formula for what blocks of {kind} keep"
-        return
+    step = case.step
     yield ("activations: what autograd keeps for the backward pass, attention in a fused kernel, and the logits of the "
            "loss; by formula, checked against counts on small models")  # fmt: skip
     if case.special is None:
@@ -309,7 +303,7 @@ def _notes(case: _Case) -> Iterator[str]:
     if step.gradient_checkpointing:
         yield "PreLayer and LoRA+PL are not estimated: prefix-layer tuning does not go with gradient checkpointing"
     if not bias_values(case.model):
-        yield f"BitFit is left out: blocks of {kind} have no bias"
+        yield f"BitFit is left out: blocks of {case.model.config.model_type} have no bias"
 
 
 def _claims(step: StepShape, full: MethodMemory, lora: MethodMemory) -> tuple[ClaimLine, ...]:

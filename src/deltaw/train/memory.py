@@ -6,7 +6,7 @@ transformers writes it:
 
 - norms: N d, in e bytes for LayerNorm and in 4 for RMSNorm, which computes in float32; N D (h + k) for head norms;
 - attention with a fused kernel: queries, keys, values and output, e N D (2 h + 2 k), and 4 N h for the sums; without
-  one, the (length, length) matrices besides;
+  one, the (length, length) matrices besides; DeBERTa's has more (``deltaw.train.distances``);
 - MLP: the operands of its pointwise part, e N f times 3 (gated), 4 (GPT-2's gelu, written out) or 1 (a fused one);
 - attention masks of packed rows, where there are some, once for all blocks (``Isolation.mask_bytes``);
 - dropout of the base, where it is on: a mask of e N d at each of two places, as the CPU has it (a GPU's is N d bytes);
@@ -40,6 +40,7 @@ from torch import nn
 
 from deltaw.chunked import chunk_tokens
 from deltaw.errors import ConfigError
+from deltaw.train.distances import Distances, distances_of
 from deltaw.train.kept import Kept
 from deltaw.train.readout import readouts
 
@@ -191,6 +192,11 @@ class _Shape:
     head_norms: int
     linears: Mapping[str, tuple[int, int]]
     scaled: Mapping[str, int]
+    distances: Distances | None
+
+    def fused(self, load: Workload) -> bool:
+        """Whether attention runs in a fused kernel."""
+        return load.fused_attention and self.distances is None
 
 
 def memory_plan(
@@ -221,7 +227,7 @@ def memory_plan(
         activations=_activations(shape, sites, extra, workload),
         logits=_logit_bytes(model, shape, workload, sites, extra),
     )
-    everything: dict[str, int | Kept] = dict.fromkeys([*shape.linears, *shape.scaled], 0)
+    everything: dict[str, int | Kept] = {path: 0 for path, _ in model.named_modules() if ".lora" not in path}
     full = MemoryPlan(
         weights=e * numbers,
         adapter=4 * numbers if e < 4 else 0,
@@ -261,6 +267,9 @@ def _activations(shape: _Shape, sites: Sites, extra: Sequence[str], load: Worklo
     first = min(blocks)
     kept = [_fixed(shape, load) + _inputs(shape, blocks.get(index, {}), load) for index in range(first, shape.layers)]
     total = _inputs(shape, outside, load) + load.mask_bytes
+    if shape.distances is not None:
+        trained = {path: site for sites in blocks.values() for path, site in sites.items()}
+        total += shape.distances.shared(trained, outside, len(kept), load.dtype.itemsize)
     if any(site.recalled for site in blocks[first].values()):
         total += load.dtype.itemsize * load.tokens * shape.width
     if load.checkpointing:
@@ -284,7 +293,9 @@ def block_bytes(model: nn.Module, workload: Workload) -> BlockBytes:
 def _parts(shape: _Shape, load: Workload) -> BlockBytes:
     n, e, head = load.tokens, load.dtype.itemsize, shape.head_dim
     attention = e * n * head * 2 * (shape.heads + shape.kv_heads) + 4 * n * (shape.heads + head * shape.head_norms)
-    if not load.fused_attention:
+    if shape.distances is not None:
+        attention = shape.distances.attention(load.batch, load.length, e)
+    elif not load.fused_attention:
         attention += 3 * e * load.batch * shape.heads * load.length**2
     return BlockBytes(
         norms=n * shape.width * (4 * shape.wide_norms + e * shape.narrow_norms),
@@ -301,18 +312,20 @@ def _fixed(shape: _Shape, load: Workload) -> int:
 
 def _inputs(shape: _Shape, sites: Mapping[str, Kept], load: Workload) -> int:
     """Inputs of trained linear layers, each counted once for those that share it, and what an adapter keeps."""
-    width = shape.heads * shape.head_dim
+    width, besides = shape.heads * shape.head_dim, 4 * sum(site.copies for site in sites.values())
+    if shape.distances is not None:
+        besides += shape.distances.trained(sites, load.tokens, load.dtype.itemsize)
+        sites = {path: site for path, site in sites.items() if not shape.distances.apart(path)}
     recalled = [path for path, site in sites.items() if site.recalled and not load.checkpointing]
     kept = [path for path, site in sites.items() if site.input and path in shape.linears and path not in recalled]
     after = {path for path in sites if shape.linears.get(path, (0,))[0] == width and _AFTER.search(path)}
-    if load.fused_attention:
+    if shape.fused(load):
         kept = [path for path in kept if path not in after]  # the kernel keeps its output, which is their input
     shared = {(path.rpartition(".")[0], shape.linears[path][0]) for path in kept}
     own = sum(site.rank + site.outputs for site in sites.values()) + sum(shape.scaled.get(path, 0) for path in sites)
-    if not load.fused_attention:
+    if not shape.fused(load):
         own += width * len(after & {*recalled})
-    copies = 4 * sum(site.copies for site in sites.values())
-    return load.dtype.itemsize * load.tokens * (sum(size for _, size in shared) + own) + copies
+    return load.dtype.itemsize * load.tokens * (sum(size for _, size in shared) + own) + besides
 
 
 def _logit_bytes(model: nn.Module, shape: _Shape, load: Workload, sites: Sites | None, extra: Sequence[str]) -> int:
@@ -364,6 +377,7 @@ def _shape(model: nn.Module) -> _Shape:
             for path, m in modules.items()
             if "RMS" in type(m).__name__ and _block(path) is not None
         },
+        distances=distances_of(config, model.training),
     )
 
 

@@ -146,7 +146,7 @@ def _low_data(column: str, task: _Task) -> tuple[Row, ...]:
     methods = {
         "full": METHODS["full"],
         "prefix-embedding": ("PreEmbed", _prefix("prefix-embedding", column, "1e-2")),
-        "prefix-layer": ("PreLayer", _prefix("prefix-layer", column, "1e-2")),
+        "prefix-layer": ("PreLayer", _prefix("prefix-layer", column, "3e-3")),
         "lora": METHODS["lora"],
     }
     return tuple(_row(f"low-data/{task.name}-{key}", task, *method, table="table16") for key, method in methods.items())
