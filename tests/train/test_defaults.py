@@ -132,6 +132,16 @@ def test_vera_wants_a_larger_rank_and_rate_than_lora() -> None:
     assert not {"adapter.alpha", "adapter.init"} & set(choices.values())
 
 
+def test_two_rates_lie_about_loras_own() -> None:
+    choices = Choices()
+    choose_rest(choices, config(optim=OptimConfig(lora_plus=16.0)), facts(), 1000, valid_rows=0)
+    plain = learning_rate_for(facts(), 1000, "lora")[0]
+    (made,) = (choice for choice in choices.made if choice.name == "optim.lr")
+    assert made.value == pytest.approx(plain / 4) and "root of lora_plus 16" in made.reason
+    choose_rest(choices, config(optim=OptimConfig(lora_plus=16.0, lr=0.01)), facts(), 1000, valid_rows=0)
+    assert choices.values()["optim.lr"] == 0.01
+
+
 def test_a_start_from_data_says_how_many_batches_it_looks_at_and_why() -> None:
     choices = Choices()
     add_fixed(choices, config(adapter=AdapterConfig(init="eva")), adapter=True, task="causal")

@@ -290,8 +290,10 @@ def _combined(case: _Case, plan: Plan) -> Iterator[MethodMemory]:
 def _notes(case: _Case) -> Iterator[str]:
     """What the numbers are, and what has none."""
     step = case.step
-    yield ("activations: what autograd keeps for the backward pass, attention in a fused kernel where there is one, and the "
-           "logits of the loss; by formula, checked against counts on small models")  # fmt: skip
+    yield (
+        "activations: what autograd keeps for the backward pass, attention in a fused kernel where there is one, and "
+        "the logits of the loss; by formula, checked against counts on small models"
+    )
     if case.special is None:
         yield (f"methods with special tokens are not estimated: {step.special} of them leave no room for a token in "
                f"{case.positions} positions")  # fmt: skip

@@ -301,6 +301,9 @@ def choose_rest(
     lr, reason = learning_rate_for(facts, total, config.adapter.method)
     for habit in _habits(config) if uses_lora(config.adapter.method) else []:
         lr, reason = (lr * habit.rate, f"{reason}; {habit.rate_reason}") if habit.rate_reason else (lr, reason)
+    ratio = config.optim.lora_plus
+    if ratio != 1:  # refused for methods without LoRA
+        lr, reason = lr / math.sqrt(ratio), f"{reason}; over the root of lora_plus {ratio:g}: A is below it, B above"
     choices.add("optim.lr", config.optim.lr, lr, reason)
     tokens = config.optim.warmup_tokens
     if tokens is not None and plan is not None:
