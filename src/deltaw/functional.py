@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltaw.errors import ConfigError
+from deltaw.indexed import index_add
 
 __all__ = [
     "add_term",
@@ -155,7 +156,7 @@ def add_term(out: Tensor, term: Tensor, scaling: float, rows: Tensor | None = No
     term = term.to(out.dtype)
     if rows is None:
         return out.add(term, alpha=scaling)
-    return out.index_add(-1, rows, term, alpha=scaling)
+    return index_add(out, rows, term, scaling)
 
 
 def mask_blocks(

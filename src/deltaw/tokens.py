@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deltaw.indexed import index_add
+
 __all__ = ["TokenRows", "look_up", "read_out"]
 
 
@@ -71,4 +73,4 @@ def read_out(out: Tensor, x: Tensor, tokens: TokenRows, table: Tensor) -> Tensor
         Tensor like ``out``; ``out`` itself, bit for bit, while the rows are the table's own.
     """
     change = tokens.rows.to(x.dtype) - table.detach()[tokens.index].to(x.dtype)
-    return out.index_add(-1, tokens.index, F.linear(x, change).to(out.dtype))
+    return index_add(out, tokens.index, F.linear(x, change).to(out.dtype))

@@ -33,7 +33,7 @@ from saved_bytes import saved_bytes
 
 LEFT_OUT = 0.02
 WIDTH, LAYERS, HEADS, ROWS, LENGTH = 64, 6, 4, 2, 64
-PREFIX, INFIX, SIZE, RANK = 5, 3, 4, 4
+PREFIX, INFIX, SIZE, RANK = 5, 3, 32, 4
 
 _GPT2 = {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 128, "attn_pdrop": 0.0}
 _BERT = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,

@@ -54,14 +54,12 @@ def _kept(part: Part, request: Request) -> Kept:
     update, rank = part.update, part.rank * (2 if part.subtract else 1)
     multiplied = part.subtract or update.shared is not None
     input = "lora_A" not in update.frozen
-    # index_add keeps the term that it adds to some of the output features
-    outputs = 2 * part.out_features if update.reads else part.out_features if part.rows else 0
     recalled = input and update.plain and not part.subtract and not part.rows
     return Kept(
         rank=rank,
         input=input,
         recalled=recalled,
-        outputs=outputs,
+        outputs=2 * part.out_features if update.reads else 0,
         copies=rank * (request.in_features + request.out_features) if multiplied else 0,
     )
 

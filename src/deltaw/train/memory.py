@@ -12,8 +12,8 @@ transformers writes it:
 - dropout of the base, where it is on: a mask of e N d at each of two places, as the CPU has it (a GPU's is N d bytes);
 - an adapted linear layer: the product with A, e N r;
 - a linear layer trained in full, or adapted by more than a plain product (slices, most variants, starts that are taken
-  off again): its input, once for all that share it, and none behind a fused kernel, which keeps it; a slice of o
-  features its term besides, e N o; an RMSNorm that is trained what it scales, e N d;
+  off again): its input, once for all that share it, and none behind a fused kernel, which keeps it; an RMSNorm that is
+  trained what it scales, e N d;
 - a linear layer with a plain adapter: no input, which is made again from what the parts above keep (``deltaw.recall``);
   but e N d once for the first adapted block, whose input has no graph, e N h D behind an attention without a fused
   kernel, and all inputs of the one block that checkpointing has in memory;

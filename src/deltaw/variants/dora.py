@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from deltaw.functional import compute_dtype, delta_weight
+from deltaw.indexed import index_add
 from deltaw.initialize import Request
 from deltaw.variants.base import Base, Shape, Tensors, Variant, joined
 
@@ -76,7 +77,7 @@ def _apply(out: Tensor, term: Tensor, scaling: float, tensors: Tensors, rows: Te
     bias = base.bias()
     linear = own if bias is None else own - base.spread(bias.to(out.dtype))
     change = (factor - 1) * linear + factor * (scaling * term.to(out.dtype))
-    return out + change if rows is None else out.index_add(-1, rows, change)
+    return out + change if rows is None else index_add(out, rows, change)
 
 
 def _safe(norms: Tensor) -> Tensor:
