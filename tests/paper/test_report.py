@@ -166,7 +166,7 @@ def test_what_needs_no_run_stands_beside_the_claims(tmp_path: Path) -> None:
     assert "Ours is drawn under Figure 3" in text and "Ours is drawn under Figure 4" not in text
 
 
-@pytest.mark.parametrize(("full", "layer", "verdict"), [(0.60, 0.50, "holds"), (0.70, 0.50, "holds in part"),
+@pytest.mark.parametrize(("full", "layer", "verdict"), [(0.60, 0.50, "holds"), (0.655, 0.50, "holds in part"),
                                                         (0.80, 0.90, "does not hold")])  # fmt: skip
 def test_few_examples_are_judged_by_all_methods(full: float, layer: float, verdict: str) -> None:
     scores = {"lora": 0.65, "full": full, "prefix-layer": layer, "prefix-embedding": layer}
@@ -174,7 +174,7 @@ def test_few_examples_are_judged_by_all_methods(full: float, layer: float, verdi
     for task in FEW.values():
         for key, score in scores.items():
             rows |= runs(f"low-data/{task.name}-{key}", "SST-2", score - 0.1, score + 0.1)
-    found, text = claim(rows, "With few examples")
+    found, text = claim(rows, "LoRA is ahead of full")
     assert found == verdict and text.count(f"FT {100 * full:.1f}") == 2 and "; 1,000: LoRA" in text
 
 
