@@ -25,7 +25,7 @@ from deltaw.paper.activations import (
     combined_bytes,
     frozen_bytes,
     top_bytes,
-)  # fmt: skip
+)
 from deltaw.paper.models import _PLACES, targets_of
 from deltaw.train.kept import kept_by
 from deltaw.train.memory import Workload, activation_bytes

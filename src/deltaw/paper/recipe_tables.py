@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["GLUE", "MODELS", "PARTS", "TABLES", "TITLES", "cells"]
+__all__ = ["GLUE", "MODELS", "PARTS", "SIZES", "TABLES", "TITLES", "cells"]
 
 GLUE = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
 TRIPLES = ("e2e", "webnlg", "dart")

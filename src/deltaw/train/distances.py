@@ -91,7 +91,7 @@ class Distances:
         numbers = self.count * sum(site.rank + site.outputs for site in readers.values())
         if self.drawn and any(site.input for site in readers.values()):
             numbers += self.count * self.width
-        if self.queries and any(_name(path) == self.queries for path in readers):
+        if any(_name(path) == self.queries for path in readers):
             numbers += tokens * self.all_heads
         return e * numbers
 

@@ -12,7 +12,7 @@ from deltaw.paper.analyses.result import Analysis, Sheet, spread
 from deltaw.paper.analyses.runs import number_of, read_runs, whole_of
 from deltaw.paper.analyses.style import look
 from deltaw.paper.analyses.turns import require_positive
-from deltaw.paper.recipe_tables import TABLE_17, Row
+from deltaw.paper.recipe_tables import SIZES, Row, cells
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,19 +110,18 @@ def protocol(total: int = EXAMPLES[-1]) -> Protocol:
     """
     require_positive(total=total)
     sizes = [*(size for size in EXAMPLES[:-1] if size < total), total]
-    places = [*range(len(sizes) - 1), len(EXAMPLES) - 1]
+    columns = (*SIZES[: len(sizes) - 1], SIZES[-1])
     return Protocol(
         runs=tuple(
-            _run(title, TABLE_17[row], size, place)
+            _run(title, cells("table17", row, column), size)
             for row, title in _TITLES.items()
-            for size, place in zip(sizes, places, strict=True)
+            for size, column in zip(sizes, columns, strict=True)
         )
     )
 
 
-def _run(title: str, row: Row, examples: int, place: int) -> LowRun:
+def _run(title: str, cell: Row, examples: int) -> LowRun:
     """One cell of Table 17: a row's settings for the sample in its column."""
-    cell = {name: value[place] if isinstance(value, tuple) else value for name, value in row.items()}
     size = f"r_q = r_v = {cell['rank']}" if "rank" in cell else "-"
     size = f"lp {cell['prefix_length']}, li {cell['infix_length']}" if "prefix_length" in cell else size
     return LowRun(

@@ -21,6 +21,9 @@ LORA_RATE, FULL_RATE, PREFIX_RATE = 4e-3, 1e-3, 2e-2
 PREFIXES = {"prefix-embedding": ((32, 8), (64, 8), (128, 8)), "prefix-layer": ((2, 2), (8, 8), (32, 4), (64, 0))}
 """Method -> the trained positions before the input and behind it, as Table 15 has them, shortest first."""
 
+USUAL = {"prefix-embedding": (32, 8), "prefix-layer": (8, 8)}
+"""The lengths that stand in Table 3."""
+
 
 def _commands(method: tuple[str, ...], whole: bool, quick: bool, times: int) -> Commands:
     """Train, answer, score; ``whole`` where the output is a model and no adapter."""
@@ -56,7 +59,13 @@ def _values(printed: Outputs, output: Path) -> Mapping[str, float]:
     }
 
 
-def _row(name: str, title: str, method: str, lr: float, *more: str, table: str = "table3", times: int = 1) -> Row:
+def _row(
+    name: str, title: str, method: str, lr: float, *more: str, table: str = "table3", times: int = 1,
+    matched: bool = False,
+) -> Row:  # fmt: skip
+    """A row; ``matched`` makes the twin of one whose own rate is not LoRA's."""
+    if matched:
+        name, title, lr = f"{name}-matched-rate", f"{title} at LoRA's rate", LORA_RATE
     words = ("--method", method, "--lr", f"{lr:g}", *more)
     return Row(
         name=f"e2e/{name}{'-long' if times > 1 else ''}",
@@ -99,24 +108,18 @@ def prefix_row(method: str, before: int, behind: int) -> str:
     Returns:
         The method alone for the lengths that stand in Table 3, the lengths with it for the others.
     """
-    usual = {"prefix-embedding": (32, 8), "prefix-layer": (8, 8)}[method] == (before, behind)
-    return f"e2e/{method}" if usual else f"e2e/{method}-{before}-{behind}"
+    return f"e2e/{method}" if USUAL[method] == (before, behind) else f"e2e/{method}-{before}-{behind}"
 
 
 def _lengths(before: int, behind: int) -> tuple[str, ...]:
     return ("--prefix-length", str(before), "--infix-length", str(behind))
 
 
-def _prefix(method: str, before: int, behind: int) -> Row:
+def _prefix(method: str, before: int, behind: int, *, matched: bool = False) -> Row:
     name = prefix_row(method, before, behind).removeprefix("e2e/")
     title = "PreEmbed" if method == "prefix-embedding" else "PreLayer"
-    more = _lengths(before, behind)
-    return _row(name, title, method, PREFIX_RATE, *more, table="table3" if name == method else "table15")
-
-
-def _at_loras_rate(name: str, title: str, method: str, *more: str) -> Row:
-    """The twin of a row whose own rate is another."""
-    return _row(f"{name}-matched-rate", f"{title} at LoRA's rate", method, LORA_RATE, *more)
+    table = "table3" if name == method else "table15"
+    return _row(name, title, method, PREFIX_RATE, *_lengths(before, behind), table=table, matched=matched)
 
 
 def _with_prefix(method: str, title: str) -> Row:
@@ -126,15 +129,12 @@ def _with_prefix(method: str, title: str) -> Row:
 
 ROWS = (
     _lora("qv", 4, "table3"),
-    _row("full", "FT", "full", FULL_RATE),
-    _row("top2", "FT-Top2", "top-blocks", FULL_RATE, "--blocks", "2"),
+    *(_row("full", "FT", "full", FULL_RATE, matched=matched) for matched in (False, True)),
+    *(_row("top2", "FT-Top2", "top-blocks", FULL_RATE, "--blocks", "2", matched=matched) for matched in (False, True)),
     _row("adapter-h", "Adapter H", "adapter-h", LORA_RATE, "--bottleneck", "8"),
     _row("adapter-l", "Adapter L", "adapter-l", LORA_RATE, "--bottleneck", "16"),
     *(_prefix(method, *lengths) for method, grid in PREFIXES.items() for lengths in grid),
-    _at_loras_rate("full", "FT", "full"),
-    _at_loras_rate("top2", "FT-Top2", "top-blocks", "--blocks", "2"),
-    _at_loras_rate("prefix-embedding", "PreEmbed", "prefix-embedding", *_lengths(32, 8)),
-    _at_loras_rate("prefix-layer", "PreLayer", "prefix-layer", *_lengths(8, 8)),
+    *(_prefix(method, *lengths, matched=True) for method, lengths in USUAL.items()),
     _with_prefix("prefix-embedding", "LoRA+PE"),
     _with_prefix("prefix-layer", "LoRA+PL"),
     *(_lora("qv", rank, "table18") for rank in (1, 2, 8, 64)),

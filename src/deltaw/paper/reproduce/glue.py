@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deltaw.paper.recipe_tables import cells
+from deltaw.paper.analyses.low_data import protocol
+from deltaw.paper.recipe_tables import SIZES, cells
 from deltaw.paper.reproduce.row import TIMES, Commands, Outputs, Row
 from deltaw.train.best import task_metric
 
@@ -63,14 +64,14 @@ FROM_MNLI = tuple(task for task in TASKS if task.name in ("mrpc", "rte", "stsb")
 LONG = tuple(dataclasses.replace(task, steps=TIMES * task.steps) for task in TASKS if task.name in ("mrpc", "stsb"))
 
 
-def _few(column: str, rows: int) -> _Task:
-    """As long, and with as large a batch, as a column of Table 17 has it."""
-    shared = cells("table17", "lora", column)
-    steps = shared["epochs"] * rows // shared["batch"]
-    return _Task(name=f"sst2_{column}", folder="SST-2", title="SST-2", steps=steps, rows=rows, batch=shared["batch"])
-
-
-FEW = {"100": _few("100", 100), "1k": _few("1k", 1_000)}
+FEW = {
+    column: _Task(
+        name=f"sst2_{column}", folder="SST-2", title="SST-2", steps=run.steps, rows=run.examples, batch=run.batch
+    )
+    for column, run in zip(SIZES, (run for run in protocol().runs if run.method == "LoRA"), strict=True)
+    if column in ("100", "1k")
+}
+"""Column of Table 17 -> a draw of SST-2, trained as long and with as large a batch as stands there."""
 
 
 def _prefix(method: str, column: str, rate: str) -> tuple[str, ...]:
